@@ -1,0 +1,48 @@
+"""How the benchmarks call scscore: the only place that knows its arguments."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from _tasks import Task
+
+KIND_ARGUMENTS: dict[str, dict[str, Any]] = {"counts": {}, "log": {"input": "log"}, "protein": {}}
+"""What a user has to declare about the values; everything else is left at its default for every task."""
+
+
+@dataclass(frozen=True)
+class ScscoreResult:
+    """Posterior (m, K) of the test cells in the task's class order, and seconds."""
+
+    proba: np.ndarray
+    fit_seconds: float
+    predict_seconds: float
+
+
+def run_scscore(task: Task, *, seed: int) -> ScscoreResult:
+    """Fit scscore on the training cells of a task and classify the test cells, with default settings."""
+    import scscore as scs
+
+    train, test = task.cells(task.train), task.cells(task.test)
+    test.obs = test.obs.drop(columns=task.condition)  # the label cannot leak
+    start = time.perf_counter()
+    model = scs.tl.fit(
+        train,
+        task.condition,
+        layer=task.layer,
+        split_key=task.group,
+        rng=seed,
+        progress=False,
+        **KIND_ARGUMENTS[task.kind],
+    )
+    fitted = time.perf_counter()
+    scs.tl.classify(test, model, rng=seed, progress=False)
+    done = time.perf_counter()
+    order = [str(c) for c in model.classes]
+    if sorted(order) != task.classes:
+        raise ValueError(f"the model's classes {order} are not the task's {task.classes}")
+    posterior = np.asarray(test.obsm["scscore_posterior"], dtype=np.float64)
+    return ScscoreResult(posterior[:, [order.index(c) for c in task.classes]], fitted - start, done - fitted)

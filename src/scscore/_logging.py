@@ -1,0 +1,19 @@
+"""The package logger: visible in a notebook, silent about it where the application has set up logging itself."""
+
+from __future__ import annotations
+
+import logging
+
+logger = logging.getLogger("scscore")
+
+
+def _only_without_root_handlers(record: logging.LogRecord) -> bool:
+    return not logging.getLogger().handlers
+
+
+if not logger.handlers:
+    _handler = logging.StreamHandler()
+    _handler.setFormatter(logging.Formatter("%(message)s"))
+    _handler.addFilter(_only_without_root_handlers)
+    logger.addHandler(_handler)
+    logger.setLevel(logging.INFO)

@@ -1,0 +1,1 @@
+"""The engine in pure torch; it knows nothing of AnnData."""

@@ -1,0 +1,131 @@
+"""Closed-form reference: per class, a mixture of Gaussians shared by all classes, with its noised density and score."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from scscore.core.schedule import NoiseSchedule
+
+
+class GaussianReference(nn.Module):
+    r"""Shared Gaussian components with class-specific weights.
+
+    .. math:: p(z \mid c) = \sum_{k,s} A_{c,ks}\, N(z;\, \mu_k,\, r_s S_k)
+
+    The components (one Gaussian per class, at several scales :math:`r_s` so that tails may be heavier than Gaussian)
+    are shared by all classes; only their weights belong to a class. Noised to log SNR :math:`\lambda`, a component stays
+    Gaussian, with mean :math:`\alpha\mu_k` and covariance :math:`\alpha^2 r_s S_k + \sigma^2 I`, so density and score
+    are exact at every noise level (derivation page, *Reference*).
+
+    Parameters
+    ----------
+    means
+        Component means :math:`\mu_k`, shape ``(n_components, n_features)``.
+    weights
+        Class-specific mixture weights :math:`A`, shape ``(n_classes, n_components * n_scales)``; rows sum to one.
+    variances
+        Eigenvalues of the covariances :math:`S_k`, shape ``(n_components, n_features)``. ``None``: all one.
+    axes
+        Eigenvectors of :math:`S_k` as columns, shape ``(n_components, n_features, n_features)``. ``None``: the
+        coordinate axes.
+    scales
+        The factors :math:`r_s`, shape ``(n_scales,)``. ``None``: the single scale 1.
+    """
+
+    means: Tensor
+    weights: Tensor
+    variances: Tensor
+    axes: Tensor | None
+    scales: Tensor
+
+    def __init__(
+        self,
+        means: Tensor,
+        weights: Tensor,
+        variances: Tensor | None = None,
+        axes: Tensor | None = None,
+        scales: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        variances = torch.ones_like(means) if variances is None else variances
+        scales = torch.ones(1) if scales is None else scales
+        buffers = {"means": means, "weights": weights, "variances": variances, "axes": axes, "scales": scales}
+        if weights.shape[1] != len(means) * len(scales):
+            raise ValueError(f"weights need {len(means) * len(scales)} columns, got {weights.shape[1]}.")
+        for name, value in buffers.items():
+            self.register_buffer(name, None if value is None else value.to(torch.float64))
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return self.weights.shape[0]
+
+    @property
+    def n_features(self) -> int:
+        """Dimension of the space."""
+        return self.means.shape[1]
+
+    def log_prob(self, z: Tensor, lam: Tensor | None = None) -> Tensor:
+        """Exact log density of every class, nats, shape ``(n, n_classes)``, float64.
+
+        Parameters
+        ----------
+        z
+            Points, shape ``(n, n_features)``.
+        lam
+            Log SNR of the noised density, a scalar or one per row. ``None`` is the density of the clean data.
+        """
+        components = self._component_log_prob(*self._offsets(z.to(torch.float64), lam))
+        return torch.logsumexp(components[:, None, :] + self.weights.log(), dim=-1)
+
+    def eps(self, z: Tensor, lam: Tensor) -> Tensor:
+        r"""Exact noise prediction :math:`-\sigma\nabla\log p_\lambda(z\mid c)` of every class.
+
+        Parameters
+        ----------
+        z
+            Noised points, shape ``(n, n_features)``.
+        lam
+            Log SNR, a scalar or one per row.
+
+        Returns
+        -------
+        Tensor of shape ``(n, n_classes, n_features)`` in the precision of `z`.
+        """
+        offsets, precision = self._offsets(z, lam)
+        components = self._component_log_prob(offsets, precision)
+        weighted = (components - components.amax(-1, keepdim=True)).exp()[:, None, :] * self.weights.to(z.dtype)
+        responsibilities = weighted / weighted.sum(-1, keepdim=True).clamp_min(torch.finfo(z.dtype).tiny)
+        pull = precision * offsets[:, :, None, :]
+        if self.axes is not None:
+            pull = torch.einsum("nksj,kdj->nksd", pull, self.axes.to(z.dtype))
+        sigma = NoiseSchedule.sigma(torch.as_tensor(lam, dtype=z.dtype, device=z.device)).reshape(-1, 1, 1)
+        return sigma * (responsibilities @ pull.flatten(1, 2))
+
+    def _offsets(self, z: Tensor, lam: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Offsets from the noised means ``(n, components, features)`` and noised precisions, along the components' axes.
+
+        The precisions have shape ``(n or 1, components, scales, features)``.
+        """
+        means, variances = self.means.to(z.dtype), self.variances.to(z.dtype)
+        spectrum = self.scales.to(z.dtype)[:, None] * variances[:, None, :]
+        if lam is None:
+            alpha, noised = torch.ones(1, 1, 1, dtype=z.dtype, device=z.device), spectrum[None]
+        else:
+            lam = torch.as_tensor(lam, dtype=z.dtype, device=z.device).reshape(-1, 1, 1)
+            alpha = NoiseSchedule.alpha(lam)
+            noised = torch.sigmoid(lam)[..., None] * spectrum + torch.sigmoid(-lam)[..., None]
+        if self.axes is None:
+            return z[:, None, :] - alpha * means, noised.reciprocal()
+        axes = self.axes.to(z.dtype)
+        rotated = (z @ axes.permute(1, 0, 2).flatten(1)).unflatten(1, means.shape)
+        return rotated - alpha * torch.einsum("kd,kdj->kj", means, axes), noised.reciprocal()
+
+    def _component_log_prob(self, offsets: Tensor, precision: Tensor) -> Tensor:
+        """Log density of the noised components, nats, shape ``(n, n_components * n_scales)``."""
+        square = (offsets.square()[:, :, None, :] * precision).sum(-1)
+        log_prob = -0.5 * (square - precision.log().sum(-1) + self.n_features * math.log(2 * math.pi))
+        return log_prob.flatten(1)

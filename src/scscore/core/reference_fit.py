@@ -1,0 +1,277 @@
+"""Fits the closed-form reference: pooled whitening, class Gaussians, label overlap by EM, shape by cross-validation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+from sklearn.covariance import ledoit_wolf
+from torch import Tensor, nn
+
+from scscore.core.reference import GaussianReference
+
+Array = NDArray[np.float64]
+
+SCALES = (1.0, 2.0)
+"""Scales of every component: the second one gives heavier than Gaussian tails."""
+
+
+class Fold(NamedTuple):
+    """One split of the training cells, represented by an encoder that saw only the training part."""
+
+    x_train: Array
+    y_train: NDArray[np.integer]
+    x_held_out: Array
+    y_held_out: NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class ReferenceShape:
+    """What cross-validation chooses.
+
+    Attributes
+    ----------
+    n_features
+        Number of leading features of the representation that are used.
+    class_covariance
+        Amount of class-specific covariance, from 0 (pooled) to 1.
+    isotropy
+        How far the class-specific part is shrunk to a multiple of the identity, from 0 to 1.
+    """
+
+    n_features: int
+    class_covariance: float = 0.0
+    isotropy: float = 0.0
+
+
+@dataclass(frozen=True)
+class ReferenceFit:
+    """A fitted reference, the whitening in front of it, and how it was chosen.
+
+    Attributes
+    ----------
+    nll, accuracy
+        Cross-validated negative log posterior (nats) and accuracy of the chosen shape.
+    cross_validation
+        The same for every candidate.
+    held_out
+        Held-out log densities of the shared components for the chosen shape, one ``(n, n_components)`` per fold.
+    """
+
+    whitening: Whitening
+    reference: GaussianReference
+    shape: ReferenceShape
+    nll: float
+    accuracy: float
+    cross_validation: list[dict[str, float]]
+    held_out: list[Array]
+
+
+class Whitening(nn.Module):
+    """Affine map of the representation to the space where the pooled within-class covariance is the identity.
+
+    Parameters
+    ----------
+    center
+        Mean of the used features, shape ``(n_features,)``.
+    matrix
+        Whitening matrix, shape ``(n_features, n_features)``.
+    """
+
+    center: Tensor
+    matrix: Tensor
+
+    def __init__(self, center: Tensor, matrix: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("center", center.to(torch.float64))
+        self.register_buffer("matrix", matrix.to(torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Whiten the leading features of `x`, shape ``(n, >= n_features)``; float32 ``(n, n_features)``."""
+        used = x[:, : len(self.center)].to(self.center.dtype)
+        return ((used - self.center) @ self.matrix).to(torch.float32)
+
+    @property
+    def log_abs_det(self) -> float:
+        """Log volume factor in nats: log p(x) = log p(z) + log_abs_det."""
+        return float(torch.linalg.slogdet(self.matrix).logabsdet)
+
+
+def candidate_shapes(n_features: Sequence[int]) -> list[ReferenceShape]:
+    """The grid of shapes that cross-validation compares, for the given numbers of features."""
+    covariances = ((0.0, 0.0), (0.3, 0.0), (0.6, 0.0), (0.9, 0.0), (0.6, 0.5))
+    return [ReferenceShape(d, a, g) for d, (a, g) in product(n_features, covariances)]
+
+
+def fit_reference(
+    folds: Sequence[Fold],
+    x: Array,
+    y: NDArray[np.integer],
+    *,
+    n_classes: int,
+    log_prior: Array,
+    shapes: Sequence[ReferenceShape],
+) -> ReferenceFit:
+    """Choose the shape of the reference by cross-validation and fit it.
+
+    The component weights of every class (the overlap of labels) are fitted by EM on *held-out* densities, because a
+    cell always looks closer to the Gaussian that it helped to fit.
+
+    Parameters
+    ----------
+    folds
+        Cross-validation splits of the training cells.
+    x, y
+        Representation ``(n, n_features)`` and class indices ``(n,)`` of the cells for the final fit.
+    n_classes
+        Number of classes.
+    log_prior
+        Log prior of the classes, used in the cross-validated posterior.
+    shapes
+        Candidates. The one with the lowest held-out negative log posterior wins.
+    """
+    y_held_out = np.concatenate([fold.y_held_out for fold in folds])
+    table, best = [], None
+    for shape in shapes:
+        held_out = [_held_out_densities(fold, shape, n_classes) for fold in folds]
+        weights = overlap_weights(np.concatenate(held_out), y_held_out, n_classes)
+        joint = _mix(np.concatenate(held_out), weights) + log_prior
+        log_posterior = joint - logsumexp(joint, axis=1, keepdims=True)
+        nll = -float(log_posterior[np.arange(len(y_held_out)), y_held_out].mean())
+        accuracy = float((log_posterior.argmax(1) == y_held_out).mean())
+        table.append({**vars(shape), "nll": nll, "accuracy": accuracy})
+        if best is None or nll < best[0]:
+            best = nll, accuracy, shape, weights, held_out
+    if best is None:
+        raise ValueError("shapes must hold at least one candidate.")
+    nll, accuracy, shape, weights, held_out = best
+    whitening, reference = build_reference(x, y, n_classes=n_classes, shape=shape, weights=weights)
+    return ReferenceFit(whitening, reference, shape, nll, accuracy, table, held_out)
+
+
+def build_reference(
+    x: Array, y: NDArray[np.integer], *, n_classes: int, shape: ReferenceShape, weights: Array
+) -> tuple[Whitening, GaussianReference]:
+    """Fit whitening and Gaussians of a given shape to the cells `x`, with given component weights."""
+    whitening = pooled_whitening(x[:, : shape.n_features], y, n_classes)
+    z = (x[:, : shape.n_features] - whitening.center.numpy()) @ whitening.matrix.numpy()
+    means, variances, axes = _class_gaussians(z, y, n_classes, shape)
+    reference = GaussianReference(
+        torch.from_numpy(means),
+        torch.from_numpy(weights),
+        torch.from_numpy(variances),
+        None if axes is None else torch.from_numpy(axes),
+        torch.tensor(SCALES),
+    )
+    return whitening, reference
+
+
+def pooled_whitening(x: Array, y: NDArray[np.integer], n_classes: int) -> Whitening:
+    """Whitening by the pooled within-class covariance with Ledoit-Wolf shrinkage."""
+    means = _class_means(x, y, n_classes)
+    covariance, _ = ledoit_wolf(x - means[y], assume_centered=True)
+    covariance = covariance * len(x) / max(len(x) - n_classes, 1)
+    eigenvalues, eigenvectors = np.linalg.eigh(covariance)
+    if eigenvalues[0] <= 1e-12 * eigenvalues[-1]:
+        raise ValueError(
+            "The representation is degenerate: its pooled within-class covariance is singular "
+            "(constant or duplicated features, or too few distinct cells)."
+        )
+    return Whitening(torch.from_numpy(x.mean(0)), torch.from_numpy(eigenvectors / np.sqrt(eigenvalues)))
+
+
+def overlap_weights(
+    log_density: Array, y: NDArray[np.integer], n_classes: int, *, pseudo_count: float = 1.0, n_iterations: int = 300
+) -> Array:
+    """Class-specific weights of the shared components by EM.
+
+    Parameters
+    ----------
+    log_density
+        Held-out log density of every cell under every component, ``(n, n_components)``; the components are ordered by
+        class, then by scale.
+    y
+        Class indices, ``(n,)``.
+    n_classes
+        Number of classes.
+    pseudo_count
+        Weight, in cells, of the prior that 9 in 10 cells of a class come from its own Gaussian.
+    n_iterations
+        Number of EM iterations.
+
+    Returns
+    -------
+    Weights ``(n_classes, n_components)``, rows sum to one.
+    """
+    n_scales = log_density.shape[1] // n_classes
+    prior = np.repeat(0.9 * np.eye(n_classes) + 0.1 / n_classes, n_scales, axis=1) / n_scales
+    density = np.exp(log_density - log_density.max(axis=1, keepdims=True))
+    members = np.eye(n_classes)[:, y]
+    weights = prior
+    for _ in range(n_iterations):
+        joint = density * weights[y]
+        responsibilities = joint / np.maximum(joint.sum(axis=1, keepdims=True), 1e-300)
+        counts = members @ responsibilities + pseudo_count * prior
+        weights = counts / counts.sum(axis=1, keepdims=True)
+    return weights
+
+
+def _held_out_densities(fold: Fold, shape: ReferenceShape, n_classes: int) -> Array:
+    """Log density of the held-out cells of a fold under every component, up to a constant per fold."""
+    whitening = pooled_whitening(fold.x_train[:, : shape.n_features], fold.y_train, n_classes)
+    center, matrix = whitening.center.numpy(), whitening.matrix.numpy()
+    z_train, z = ((x[:, : shape.n_features] - center) @ matrix for x in (fold.x_train, fold.x_held_out))
+    means, variances, axes = _class_gaussians(z_train, fold.y_train, n_classes, shape)
+    scales = np.asarray(SCALES)
+    out = np.empty((len(z), n_classes, len(scales)))
+    for k in range(n_classes):
+        offsets = z - means[k] if axes is None else (z - means[k]) @ axes[k]
+        square = (offsets**2 / variances[k]).sum(1)
+        log_volume = np.log(variances[k]).sum() + len(means[k]) * np.log(scales)
+        out[:, k] = -0.5 * (square[:, None] / scales + log_volume)
+    return out.reshape(len(z), -1)
+
+
+def _class_gaussians(
+    z: Array, y: NDArray[np.integer], n_classes: int, shape: ReferenceShape
+) -> tuple[Array, Array, Array | None]:
+    """Means, covariance eigenvalues and eigenvectors of the classes in whitened space.
+
+    Regularised discriminant analysis: the covariance of a class is blended with the pooled one (the identity), the more
+    so the fewer cells the class has.
+    """
+    n_features = z.shape[1]
+    means = _class_means(z, y, n_classes)
+    variances = np.ones((n_classes, n_features))
+    if shape.class_covariance == 0:
+        return means, variances, None
+    axes = np.empty((n_classes, n_features, n_features))
+    identity = np.eye(n_features)
+    for k in range(n_classes):
+        cells = z[y == k] - means[k]
+        own = cells.T @ cells / max(len(cells) - 1, 1)
+        own = (1 - shape.isotropy) * own + shape.isotropy * np.trace(own) / n_features * identity
+        amount = shape.class_covariance * len(cells) / (len(cells) + n_features)
+        variances[k], axes[k] = np.linalg.eigh((1 - amount) * identity + amount * own)
+    return means, variances, axes
+
+
+def _class_means(x: Array, y: NDArray[np.integer], n_classes: int) -> Array:
+    counts = np.bincount(y, minlength=n_classes)
+    if (counts == 0).any():
+        raise ValueError(f"Every class needs at least one cell in every split; classes without: {np.flatnonzero(counts == 0)}.")
+    sums = np.zeros((n_classes, x.shape[1]))
+    np.add.at(sums, y, x)
+    return sums / counts[:, None]
+
+
+def _mix(log_density: Array, weights: Array) -> Array:
+    """Class log densities ``(n, n_classes)`` from component log densities."""
+    highest = log_density.max(axis=1, keepdims=True)
+    return np.log(np.maximum(np.exp(log_density - highest) @ weights.T, 1e-300)) + highest

@@ -1,0 +1,336 @@
+"""Training of the residual denoiser on Lightning: hybrid objective, moving-average weights, early stopping, resume."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from tqdm.auto import tqdm
+
+from scscore.core.diffusion import ConditionalDiffusion
+from scscore.core.likelihood import dissipation, dissipation_increment
+from scscore.core.schedule import Jump, NoiseSchedule
+from scscore.core.trajectories import NoiseStream
+
+
+_FINISHED = "finished.json"
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How the residual is trained.
+
+    Attributes
+    ----------
+    discriminative_weight
+        Weight of the cross-entropy of the class posterior beside the dissipation of the true class. Zero is purely
+        generative training.
+    n_jumps
+        Jumps of a training trajectory.
+    batch_size
+        Cells per step.
+    learning_rate, weight_decay
+        Of AdamW.
+    average_decay
+        Decay of the moving average of the weights; the average is the model that is used.
+    max_steps
+        Upper bound on the number of steps.
+    check_every
+        Steps between two checks of the validation loss.
+    patience
+        Checks without improvement before training stops.
+    """
+
+    discriminative_weight: float = 1.0
+    n_jumps: int = 8
+    batch_size: int = 256
+    learning_rate: float = 3e-4
+    weight_decay: float = 1e-2
+    average_decay: float = 0.99
+    max_steps: int = 3000
+    check_every: int = 25
+    patience: int = 10
+
+
+@dataclass
+class TrainingResult:
+    """Outcome of one training run.
+
+    Attributes
+    ----------
+    n_steps
+        Number of steps of the weights that are kept (the best check, or all steps without validation).
+    steps, training_loss
+        Step number and mean training loss (nats per cell) since the last check.
+    validation_loss
+        Negative log posterior of the validation cells, nats per cell; empty without validation.
+    """
+
+    n_steps: int
+    steps: list[int] = field(default_factory=list)
+    training_loss: list[float] = field(default_factory=list)
+    validation_loss: list[float] = field(default_factory=list)
+
+
+def train(
+    model: ConditionalDiffusion,
+    z: Tensor,
+    y: Tensor,
+    log_prior: Tensor,
+    config: TrainingConfig,
+    *,
+    validation: tuple[Tensor, Tensor] | None = None,
+    seed: int = 0,
+    accelerator: str = "auto",
+    devices: int | str | list[int] = 1,
+    strategy: str = "auto",
+    checkpoint_dir: Path | None = None,
+    progress: bool = True,
+    description: str = "fit",
+) -> TrainingResult:
+    """Train the denoiser of `model` in place; it ends with the moving-average weights, in evaluation mode.
+
+    Every random number is a function of `seed` and the step, so that a run resumed from its checkpoint ends with the
+    same weights as one that was never interrupted.
+
+    Parameters
+    ----------
+    model
+        Model with a denoiser.
+    z, y
+        Whitened points, float32 ``(n, n_features)``, and class indices ``(n,)``.
+    log_prior
+        Log class prior of the training cells, nats, ``(n_classes,)``.
+    config
+        Hyper-parameters.
+    validation
+        Points and class indices for early stopping. Without them all ``config.max_steps`` are made.
+    seed
+        Seed of batches and noise.
+    accelerator, devices, strategy
+        Passed to :class:`lightning.pytorch.Trainer`.
+    checkpoint_dir
+        Where to write a checkpoint at every check; an existing one is resumed.
+    progress
+        Show a progress bar.
+    description
+        Label of the progress bar.
+    """
+    if checkpoint_dir is not None and (checkpoint_dir / _FINISHED).exists():
+        return _read_finished(checkpoint_dir, model)
+    task = _DenoiserTask(model, z, y, log_prior, config, validation=validation, seed=seed)
+    callbacks: list[Callback] = [_Checks(config, progress=progress, description=description)]
+    if checkpoint_dir is not None:
+        callbacks.append(
+            ModelCheckpoint(dirpath=checkpoint_dir, filename="last", every_n_train_steps=config.check_every, enable_version_counter=False)
+        )
+    last = None if checkpoint_dir is None else checkpoint_dir / "last.ckpt"
+    with _quiet_lightning():
+        trainer = pl.Trainer(
+            accelerator=accelerator,
+            devices=devices,
+            strategy=strategy,
+            max_steps=config.max_steps,
+            max_epochs=-1,
+            callbacks=callbacks,
+            gradient_clip_val=1.0,
+            logger=False,
+            enable_checkpointing=checkpoint_dir is not None,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        steps = torch.utils.data.DataLoader(range(config.max_steps))  # type: ignore[arg-type]
+        trainer.fit(task, steps, ckpt_path=last if last is not None and last.exists() else None, weights_only=True)
+    result = task.finish()
+    if checkpoint_dir is not None:
+        save_file(model.denoiser.state_dict(), checkpoint_dir / "denoiser.safetensors")  # type: ignore[union-attr]
+        (checkpoint_dir / _FINISHED).write_text(json.dumps(vars(result)))
+    return result
+
+
+def _read_finished(directory: Path, model: ConditionalDiffusion) -> TrainingResult:
+    """The result of a stage that a checkpoint directory holds complete."""
+    model.denoiser.load_state_dict(load_file(directory / "denoiser.safetensors"))  # type: ignore[union-attr]
+    model.eval()
+    return TrainingResult(**json.loads((directory / _FINISHED).read_text()))
+
+
+class _DenoiserTask(pl.LightningModule):
+    """Loss, optimiser, moving average and best weights of one run."""
+
+    def __init__(
+        self,
+        model: ConditionalDiffusion,
+        z: Tensor,
+        y: Tensor,
+        log_prior: Tensor,
+        config: TrainingConfig,
+        *,
+        validation: tuple[Tensor, Tensor] | None,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        if model.denoiser is None:
+            raise ValueError("The model has no denoiser to train.")
+        self.model = model
+        self.average = copy.deepcopy(model.denoiser).requires_grad_(False).eval()
+        self.config = config
+        self.seed = seed
+        self.validation = validation
+        self.best: dict[str, Tensor] = {}
+        self.result = TrainingResult(n_steps=0)
+        self.best_loss = float("inf")
+        self.bad_checks = 0
+        self.running: list[Tensor] = []
+        data = {"z": z, "y": y, "log_prior": log_prior, "log_reference": model.reference.log_prob(z).to(z.dtype)}
+        for name, value in data.items():
+            self.register_buffer(f"data_{name}", value, persistent=False)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        generator = torch.Generator().manual_seed(self._seed_of_step())
+        rows = torch.randint(len(self.data_z), (self.config.batch_size,), generator=generator).to(self.device)
+        ratio = self._log_ratio(self.data_z[rows], generator)
+        y = self.data_y[rows]
+        generative = -ratio.gather(1, y[:, None]).mean() / self.model.n_features
+        logits = self.data_log_reference[rows] + ratio + self.data_log_prior
+        loss = generative + self.config.discriminative_weight * cross_entropy(logits, y)
+        self.running.append(loss.detach())
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(
+            self.model.denoiser.parameters(),  # type: ignore[union-attr]
+            lr=self.config.learning_rate,
+            weight_decay=self.config.weight_decay,
+        )
+
+    @torch.no_grad()
+    def on_train_batch_end(self, *args: Any) -> None:
+        decay = min(self.config.average_decay, (1 + self.global_step) / (10 + self.global_step))
+        current = self.model.denoiser.parameters()  # type: ignore[union-attr]
+        for average, value in zip(self.average.parameters(), current, strict=True):
+            average.lerp_(value, 1 - decay)
+
+    def check(self) -> bool:
+        """Record the losses, keep the best weights; True when training should stop."""
+        self.result.steps.append(self.global_step)
+        if self.running:
+            self.result.training_loss.append(float(torch.stack(self.running).mean()))
+            self.running.clear()
+        if self.validation is None:
+            return False
+        loss = self._validation_loss()
+        self.result.validation_loss.append(loss)
+        if loss < self.best_loss - 1e-4:
+            self.best_loss, self.bad_checks, self.result.n_steps = loss, 0, self.global_step
+            self.best = {name: value.clone() for name, value in self.average.state_dict().items()}
+        else:
+            self.bad_checks += 1
+        return self.bad_checks >= self.config.patience
+
+    def finish(self) -> TrainingResult:
+        """Put the kept weights into the model."""
+        if self.validation is None:
+            self.best, self.result.n_steps = self.average.state_dict(), self.global_step
+        self.model.denoiser.load_state_dict(self.best)  # type: ignore[union-attr]
+        self.model.eval()
+        return self.result
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["scscore"] = {
+            "best": self.best,
+            "best_loss": self.best_loss,
+            "bad_checks": self.bad_checks,
+            **vars(self.result),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = dict(checkpoint["scscore"])
+        self.best, self.best_loss, self.bad_checks = (saved.pop(key) for key in ("best", "best_loss", "bad_checks"))
+        self.result = TrainingResult(**saved)
+
+    def _log_ratio(self, z: Tensor, generator: torch.Generator) -> Tensor:
+        """Path log-ratio of model and reference, nats ``(n, n_classes)``: all jumps of all cells in one network pass."""
+        n, jumps = len(z), self.config.n_jumps
+        schedule = self.model.schedule
+        width = (schedule.lam_max - schedule.lam_min) / jumps
+        shift = torch.rand(n, 1, generator=generator) - 0.5
+        lam = (schedule.lam_max - width * (torch.arange(jumps + 1) + shift)).to(z)
+        eta = torch.randn(jumps + 1, n, z.shape[1], generator=generator).to(z)
+        points = [NoiseSchedule.alpha(lam[:, :1]) * z + NoiseSchedule.sigma(lam[:, :1]) * eta[0]]
+        jump = Jump.between(lam[:, :-1], lam[:, 1:])
+        for i in range(jumps):
+            points.append(jump.ratio[:, i : i + 1] * points[-1] + jump.spread[:, i : i + 1] * eta[i + 1])
+        before, after = torch.stack(points[:-1], 1).flatten(0, 1), torch.stack(points[1:], 1).flatten(0, 1)
+        increments = dissipation_increment(
+            self.model, before, after, lam[:, :-1].reshape(-1, 1), lam[:, 1:].reshape(-1, 1)
+        )
+        return increments.unflatten(0, (n, jumps)).sum(1)
+
+    @torch.inference_mode()
+    def _validation_loss(self) -> float:
+        z, y = (value.to(self.device) for value in self.validation)  # type: ignore[union-attr]
+        model = ConditionalDiffusion(self.model.schedule, self.model.reference, self.average)
+        noise = NoiseStream(self.seed)
+        estimate = dissipation(model, z, n_steps=self.config.n_jumps, n_paths=4, noise=noise).mean
+        return float(cross_entropy(estimate + self.data_log_prior, y))
+
+    def _seed_of_step(self) -> int:
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self._trainer is not None else (0, 1)
+        return (self.seed * 1_000_003 + self.global_step * world + rank) % 2**63
+
+
+class _Checks(Callback):
+    """Validation checks, early stopping and the progress bar."""
+
+    def __init__(self, config: TrainingConfig, *, progress: bool, description: str) -> None:
+        self.config = config
+        self.bar = tqdm(total=config.max_steps, desc=description, unit="step", disable=not progress, leave=True)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.bar.update(trainer.global_step - self.bar.n)
+        if trainer.global_step == 0:
+            pl_module.check()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        self.bar.update(1)
+        if trainer.global_step % self.config.check_every and trainer.global_step < self.config.max_steps:
+            return
+        if pl_module.check():
+            trainer.should_stop = True
+        result = pl_module.result
+        if result.validation_loss:
+            self.bar.set_postfix_str(f"validation NLL {result.validation_loss[-1]:.3f}")
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.bar.close()
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Lightning's start-up chatter and hints off, for the duration of a fit."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning(\..*)?")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

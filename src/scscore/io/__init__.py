@@ -1,0 +1,1 @@
+"""Between AnnData and the engine: readers, representations, slot names and model files."""

@@ -1,0 +1,111 @@
+"""Fits the encoder on all training cells and, for honest validation, on the training part of every fold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from anndata import AnnData
+from numpy.typing import NDArray
+
+from scscore.core.reference_fit import Array, Fold, ReferenceShape, fit_reference
+from scscore.io.folds import Split
+from scscore.io.readers import Chunk
+from scscore.io.representation import InputKind, PCAEncoder, log_normalise
+
+_DEFAULT_TARGET = 1e4
+_MAX_PCA_CELLS = 20_000
+_CHOICE_FEATURES, _CHOICE_FOLDS, _CHOICE_CELLS = 20, 2, 5_000
+
+
+def informative_genes(
+    chunk: Chunk, genes: NDArray[np.str_], *, n_top_genes: int | None, kind: InputKind
+) -> tuple[Chunk, NDArray[np.str_]]:
+    """Drop genes without any count, and keep only the most variable ones if asked.
+
+    Raises
+    ------
+    ValueError
+        Fewer than two genes are left.
+    """
+    keep = np.asarray(abs(chunk).sum(axis=0)).ravel() > 0
+    if n_top_genes is not None and n_top_genes < keep.sum():
+        import scanpy as sc
+
+        view = AnnData(log_normalise(chunk[:, keep], kind, _DEFAULT_TARGET))
+        sc.pp.highly_variable_genes(view, n_top_genes=n_top_genes, flavor="seurat")
+        keep[np.flatnonzero(keep)] = view.var["highly_variable"].to_numpy()
+    if keep.sum() < 2:
+        raise ValueError(f"At least two genes with counts are needed, found {int(keep.sum())}.")
+    return chunk[:, keep], genes[keep]
+
+
+def choose_target_sum(
+    chunk: Chunk, y: NDArray[np.integer], splits: Sequence[Split], *, kind: InputKind, log_prior: Array
+) -> float:
+    """Count total per cell with the lowest cross-validated negative log posterior of the reference.
+
+    log1p of counts scaled to a small total is nearly linear, of counts scaled to 10,000 nearly binary: which one
+    separates the classes depends on the data. Compared are 10,000 and the median total, a third and a tenth of it.
+    """
+    if kind == "log":
+        return _DEFAULT_TARGET
+    median = float(np.median(np.asarray(chunk.sum(axis=1)).ravel()))
+    candidates = [_DEFAULT_TARGET, *(t for t in (median, median / 3, median / 10) if t > 0)]
+    n_features = min(_CHOICE_FEATURES, chunk.shape[1])
+    scores = []
+    for target in candidates:
+        folds = []
+        for train, test in splits[:_CHOICE_FOLDS]:
+            train, test = _thin(train, _CHOICE_CELLS), _thin(test, _CHOICE_CELLS)
+            if len(np.unique(y[train])) < len(log_prior):
+                return _DEFAULT_TARGET
+            encoder = PCAEncoder.fit(chunk[train], np.array([]), n_features=n_features, kind=kind, target_sum=target)
+            folds.append(Fold(encoder.encode(chunk[train]), y[train], encoder.encode(chunk[test]), y[test]))
+        width = min(fold.x_train.shape[1] for fold in folds)
+        shapes = [ReferenceShape(d, a) for d in {max(1, width // 2), width} for a in (0.0, 0.6)]
+        first = folds[0]
+        scores.append(
+            fit_reference(
+                folds, first.x_train, first.y_train, n_classes=len(log_prior), log_prior=log_prior, shapes=shapes
+            ).nll
+        )
+    return candidates[int(np.argmin(scores))]
+
+
+def fit_encoders(
+    chunk: Chunk,
+    genes: NDArray[np.str_],
+    splits: Sequence[Split],
+    *,
+    n_features: int,
+    kind: InputKind,
+    target_sum: float,
+) -> tuple[PCAEncoder, Array, list[tuple[Array, Array]]]:
+    """The encoder, its points of all cells, and per split the points of training and held-out cells.
+
+    Principal components of a training cell are larger than those of a new cell, because the cell helped to choose the
+    axes. Therefore every split gets an encoder of its own, unless there are so many cells (20,000) that the difference
+    is nothing.
+    """
+
+    n_features = min(n_features, *(len(train) - 1 for train, _ in splits))
+
+    def fitted(rows: NDArray[np.int64]) -> PCAEncoder:
+        cells = chunk[_thin(rows, _MAX_PCA_CELLS)]
+        return PCAEncoder.fit(cells, genes, n_features=n_features, kind=kind, target_sum=target_sum)
+
+    encoder = fitted(np.arange(chunk.shape[0]))
+    x = encoder.encode(chunk)
+    if chunk.shape[0] > _MAX_PCA_CELLS:
+        return encoder, x, [(x[train], x[test]) for train, test in splits]
+    represented = []
+    for train, test in splits:
+        own = fitted(train)
+        represented.append((own.encode(chunk[train]), own.encode(chunk[test])))
+    return encoder, x, represented
+
+
+def _thin(rows: NDArray[np.int64], at_most: int) -> NDArray[np.int64]:
+    """An evenly spread subset of sorted row numbers."""
+    return rows if len(rows) <= at_most else rows[np.linspace(0, len(rows) - 1, at_most).round().astype(np.int64)]

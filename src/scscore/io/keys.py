@@ -1,0 +1,51 @@
+"""The one place that names every AnnData slot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Names of the slots that a call with `key_added` writes and that ``get`` and ``pl`` read."""
+
+    key_added: str = "scscore"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.key_added, str) or not self.key_added or "/" in self.key_added:
+            raise ValueError(f"key_added must be a non-empty string without '/', got {self.key_added!r}.")
+
+    @property
+    def label(self) -> str:
+        """``obs``: the most probable class, categorical."""
+        return f"{self.key_added}_label"
+
+    @property
+    def confidence(self) -> str:
+        """``obs``: calibrated posterior of the most probable class."""
+        return f"{self.key_added}_confidence"
+
+    @property
+    def entropy(self) -> str:
+        """``obs``: entropy of the posterior, nats."""
+        return f"{self.key_added}_entropy"
+
+    @property
+    def mcse(self) -> str:
+        """``obs``: Monte-Carlo standard error of the confidence."""
+        return f"{self.key_added}_mcse"
+
+    @property
+    def log_likelihood(self) -> str:
+        """``obsm``: log p(x given class), nats."""
+        return f"{self.key_added}_log_likelihood"
+
+    @property
+    def posterior(self) -> str:
+        """``obsm``: calibrated posterior."""
+        return f"{self.key_added}_posterior"
+
+    @property
+    def uns(self) -> str:
+        """``uns``: classes, parameters, model hash, version, loss curves."""
+        return self.key_added

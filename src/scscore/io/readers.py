@@ -1,0 +1,78 @@
+"""Reads expression values row by row from AnnData: in memory, backed or dask, dense or sparse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from anndata import AnnData
+from numpy.typing import NDArray
+
+Chunk = sp.csr_matrix | NDArray[np.floating]
+
+_ROWS = 4096
+
+
+class MatrixReader:
+    """Row chunks of a matrix of an AnnData, as CSR or dense arrays in memory.
+
+    Never holds more than one chunk of a backed or dask matrix, and never makes a sparse matrix dense.
+
+    Parameters
+    ----------
+    adata
+        The data.
+    layer
+        Name of a layer, or ``None`` for ``X``.
+    """
+
+    def __init__(self, adata: AnnData, layer: str | None = None) -> None:
+        if layer is not None and layer not in adata.layers:
+            raise KeyError(f"layer={layer!r} is not in adata.layers; available: {sorted(adata.layers)}.")
+        matrix = adata.X if layer is None else adata.layers[layer]
+        if matrix is None:
+            raise ValueError("adata.X is empty (None). Pass layer= or use_rep= to say where the values are.")
+        if isinstance(matrix, (sp.csc_matrix, sp.csc_array)):
+            matrix = matrix.tocsr()  # rows of a CSC matrix cannot be sliced cheaply
+        self._matrix = matrix
+        self.shape: tuple[int, int] = (int(matrix.shape[0]), int(matrix.shape[1]))
+
+    def rows(self, start: int, stop: int) -> Chunk:
+        """The rows ``start <= row < stop``."""
+        return _in_memory(self._matrix[start:stop])
+
+    def chunks(self, size: int = _ROWS) -> Iterator[tuple[int, Chunk]]:
+        """Pairs of the first row of a chunk and the chunk."""
+        for start in range(0, self.shape[0], size):
+            yield start, self.rows(start, min(start + size, self.shape[0]))
+
+    def take(self, mask: NDArray[np.bool_]) -> Chunk:
+        """The rows where `mask` is true, in memory."""
+        if mask.all() and isinstance(self._matrix, (np.ndarray, sp.csr_matrix, sp.csr_array)):
+            return _in_memory(self._matrix)
+        parts = [chunk[mask[start : start + chunk.shape[0]]] for start, chunk in self.chunks()]
+        if sp.issparse(parts[0]):
+            return sp.vstack(parts, format="csr")
+        return np.concatenate(parts)
+
+
+def _in_memory(block: Any) -> Chunk:
+    """CSR or dense ndarray, float, of a slice of whatever AnnData may hold."""
+    if hasattr(block, "compute"):
+        block = block.compute()
+    if hasattr(block, "to_memory"):
+        block = block.to_memory()
+    if sp.issparse(block):
+        block = sp.csr_matrix(block)
+    else:
+        block = np.asarray(block)
+    if not np.issubdtype(block.dtype, np.floating):
+        block = block.astype(np.float32)
+    return block
+
+
+def values(chunk: Chunk) -> NDArray[np.floating]:
+    """The stored values of a chunk: the data of a sparse one, all of a dense one."""
+    return chunk.data if sp.issparse(chunk) else np.asarray(chunk)

@@ -1,0 +1,237 @@
+"""Representations: the model's own encoder (normalise, log, centre, PCA) or one that the user stored in ``obsm``."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol, Self
+
+import numpy as np
+import scipy.sparse as sp
+from anndata import AnnData
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+
+from scscore.io.genes import align_genes, check_unique
+from scscore.io.readers import Chunk, MatrixReader, values
+
+InputKind = Literal["counts", "log"]
+Matrix = NDArray[np.float64]
+
+
+class Representation(Protocol):
+    """Turns the cells of an AnnData into points; what :class:`~scscore.ScoreModel` asks of an encoder."""
+
+    n_features: int
+
+    def transform(self, adata: AnnData, *, layer: str | None = None) -> Matrix:
+        """Points of all cells, ``(n_obs, n_features)``, float64."""
+        ...
+
+
+class PCAEncoder:
+    """Normalise every cell to the same total, log1p, centre, project on principal components; no scaling of genes.
+
+    Genes keep their natural variance, so that markers weigh more than noise. Sparse input stays sparse: the centre is
+    subtracted after the projection.
+
+    Parameters
+    ----------
+    genes
+        Names of the genes, ``(n_genes,)``.
+    mean
+        Mean log expression of the training cells, ``(n_genes,)``.
+    share
+        Mean share of a gene in a cell's counts, ``(n_genes,)``, sums to one: corrects the library size of a query that
+        lacks genes.
+    components
+        Loadings, ``(n_genes, n_features)``, orthonormal columns ordered by explained variance.
+    target_sum
+        Counts per cell after normalisation.
+    kind
+        What the model was fitted on: raw counts, or log-normalised values that are used as they are.
+    """
+
+    def __init__(
+        self,
+        genes: NDArray[np.str_],
+        mean: Matrix,
+        share: Matrix,
+        components: Matrix,
+        *,
+        target_sum: float,
+        kind: InputKind = "counts",
+    ) -> None:
+        self.genes, self.mean, self.share, self.components = genes, mean, share, components
+        self.target_sum, self.kind = target_sum, kind
+        self.n_features: int = components.shape[1]
+
+    @classmethod
+    def fit(
+        cls, chunk: Chunk, genes: NDArray[np.str_], *, n_features: int, kind: InputKind, target_sum: float = 1e4
+    ) -> Self:
+        """Fit to the training cells (counts or log-normalised values in memory, CSR or dense)."""
+        totals = np.asarray(chunk.sum(axis=0), dtype=np.float64).ravel()
+        log_expression = log_normalise(chunk, kind, target_sum)
+        n_features = min(n_features, log_expression.shape[0] - 1, log_expression.shape[1])
+        if n_features >= log_expression.shape[1] - 1:  # few features, e.g. antibodies: keep all, small enough to be dense
+            dense = log_expression.toarray() if sp.issparse(log_expression) else log_expression
+            pca = PCA(n_features, svd_solver="full").fit(dense)
+        else:
+            pca = PCA(n_features, svd_solver="arpack", random_state=0).fit(log_expression)
+        share = totals / max(totals.sum(), 1.0)
+        components = np.ascontiguousarray(pca.components_.T, dtype=np.float64)
+        return cls(genes, pca.mean_.astype(np.float64), share, components, target_sum=target_sum, kind=kind)
+
+    def encode(self, chunk: Chunk, position: NDArray[np.int64] | None = None) -> Matrix:
+        """Points of the cells of a chunk, ``(n, n_features)``.
+
+        Parameters
+        ----------
+        chunk
+            Values, ``(n, n_query_genes)``.
+        position
+            Column of every gene of the model in the chunk, -1 where missing. ``None``: the model's own genes.
+        """
+        components, offset, known = self.components, self.mean @ self.components, None
+        target = self.target_sum
+        if position is not None:
+            found = position >= 0
+            components = np.zeros((chunk.shape[1], self.n_features))
+            components[position[found]] = self.components[found]
+            offset = self.mean[found] @ self.components[found]
+            known = np.zeros(chunk.shape[1], dtype=bool)
+            known[position[found]] = True
+            target = self.target_sum * float(self.share[found].sum())
+        return np.asarray(log_normalise(chunk, self.kind, target, known) @ components, dtype=np.float64) - offset
+
+    def transform(self, adata: AnnData, *, layer: str | None = None) -> Matrix:
+        """Align the genes of `adata`, check its values and encode all cells, chunk by chunk."""
+        position: NDArray[np.int64] | None = align_genes(self.genes, adata).position
+        if np.array_equal(position, np.arange(adata.n_vars)):  # type: ignore[arg-type]
+            position = None
+        reader = MatrixReader(adata, layer)
+        check_kind(reader, self.kind, declared=self.kind, where="the query")
+        out = np.empty((reader.shape[0], self.n_features))
+        for start, chunk in reader.chunks():
+            check_values(chunk, self.kind)
+            out[start : start + chunk.shape[0]] = self.encode(chunk, position)
+        return out
+
+
+class ObsmRepresentation:
+    """A representation that the user computed and stored in ``obsm``, e.g. ``X_pca`` or ``X_scVI``.
+
+    Parameters
+    ----------
+    key
+        Name in ``obsm``.
+    n_features
+        Its width.
+    """
+
+    def __init__(self, key: str, n_features: int) -> None:
+        self.key, self.n_features = key, n_features
+
+    def transform(self, adata: AnnData, *, layer: str | None = None) -> Matrix:
+        """The stored representation as float64, checked."""
+        if layer is not None:
+            raise ValueError(f"layer={layer!r} has no effect on a model fitted with use_rep={self.key!r}; leave it out.")
+        x = obsm_array(adata, self.key)
+        if x.shape[1] != self.n_features:
+            raise ValueError(
+                f"adata.obsm[{self.key!r}] has {x.shape[1]} features, the model was fitted on {self.n_features}. "
+                "Compute the query's representation with the same procedure as the reference's."
+            )
+        return x
+
+
+def obsm_array(adata: AnnData, key: str) -> Matrix:
+    """``adata.obsm[key]`` as a finite float64 array.
+
+    Raises
+    ------
+    KeyError, ValueError
+        Key missing; NaN or infinite values; not two-dimensional.
+    """
+    if key not in adata.obsm:
+        raise KeyError(f"use_rep={key!r} is not in adata.obsm; available: {sorted(adata.obsm)}.")
+    x = adata.obsm[key]
+    x = x.to_numpy() if hasattr(x, "to_numpy") else x
+    x = x.compute() if hasattr(x, "compute") else x
+    x = x.toarray() if sp.issparse(x) else np.asarray(x)
+    if x.ndim != 2 or x.shape[1] == 0:
+        raise ValueError(f"adata.obsm[{key!r}] must have shape (n_obs, n_features), got {x.shape}.")
+    if not np.isfinite(x).all():
+        rows = int((~np.isfinite(x)).any(1).sum())
+        raise ValueError(f"adata.obsm[{key!r}] holds NaN or infinite values in {rows} of {len(x)} cells; remove or impute them.")
+    return x.astype(np.float64)
+
+
+def detect_kind(reader: MatrixReader) -> InputKind:
+    """``"counts"`` when the first cells hold whole numbers only, else ``"log"``."""
+    sample = values(reader.rows(0, min(reader.shape[0], 1000)))
+    return "counts" if np.array_equal(sample, np.rint(sample)) else "log"
+
+
+def check_kind(reader: MatrixReader, kind: InputKind, *, declared: str, where: str) -> None:
+    """Raise ValueError when values are not of the kind that is declared."""
+    found = detect_kind(reader)
+    if found == kind or reader.shape[0] == 0:
+        return
+    if kind == "counts":
+        raise ValueError(
+            f"input={declared!r}: raw counts are expected in {where}, but the values are not whole numbers, as if already "
+            "normalised or logged. Pass the layer that holds counts (layer='counts'), or fit with input='log'."
+        )
+    raise ValueError(
+        f"input={declared!r}: log-normalised values are expected in {where}, but all values are whole numbers, as in raw "
+        "counts. Normalise and log them as the training data (sc.pp.normalize_total, sc.pp.log1p), or fit on counts."
+    )
+
+
+def check_values(chunk: Chunk, kind: InputKind) -> None:
+    """Raise ValueError for NaN, infinite or (in counts) negative values."""
+    data = values(chunk)
+    if not np.isfinite(data).all():
+        raise ValueError(
+            f"The expression matrix holds {int((~np.isfinite(data)).sum())} NaN or infinite value(s); remove or impute them first."
+        )
+    if kind == "counts" and data.size and data.min() < 0:
+        raise ValueError(
+            f"Counts must not be negative, found a minimum of {data.min():g}: the data look scaled. "
+            "Pass the layer that holds raw counts, or a representation with use_rep=."
+        )
+    if kind == "log" and data.size and data.min() < 0:
+        raise ValueError(
+            f"Log-normalised values must not be negative, found a minimum of {data.min():g}: the data look scaled per "
+            "gene. Pass unscaled values, or a representation with use_rep=."
+        )
+
+
+def training_matrix(adata: AnnData, mask: NDArray[np.bool_], *, layer: str | None, kind: InputKind | None) -> tuple[Chunk, InputKind]:
+    """The training cells in memory, checked, and the kind of their values (detected when `kind` is None)."""
+    check_unique(adata)
+    reader = MatrixReader(adata, layer)
+    if kind is None:
+        kind = detect_kind(reader)
+    else:
+        check_kind(reader, kind, declared=kind, where="adata")
+    chunk = reader.take(mask)
+    check_values(chunk, kind)
+    return chunk, kind
+
+
+def log_normalise(
+    chunk: Chunk, kind: InputKind, target: float, known: NDArray[np.bool_] | None = None
+) -> Chunk:
+    """Log expression, float32: the values as they are, or log1p of counts scaled to `target` per cell.
+
+    Cells without any count stay zero. `known` marks the genes that make up the total (``None``: all).
+    """
+    if kind == "log":
+        return chunk.astype(np.float32)
+    subset = chunk if known is None else chunk[:, known]
+    totals = np.asarray(subset.sum(axis=1), dtype=np.float64).ravel()
+    factors = np.divide(target, totals, out=np.zeros_like(totals), where=totals > 0)
+    if sp.issparse(chunk):
+        return (sp.diags(factors) @ chunk).tocsr().log1p().astype(np.float32)
+    return np.log1p(np.asarray(chunk) * factors[:, None]).astype(np.float32)

@@ -1,0 +1,319 @@
+"""The trained model as users hold it: encoder, whitening, conditional diffusion, calibration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from anndata import AnnData
+from numpy.typing import ArrayLike, NDArray
+from tqdm.auto import tqdm
+
+from scscore.core.denoiser import ResidualDenoiser
+from scscore.core.diffusion import ConditionalDiffusion
+from scscore.core.likelihood import LogLikelihood, dissipation
+from scscore.core.reference import GaussianReference
+from scscore.core.reference_fit import Whitening
+from scscore.core.schedule import NoiseSchedule
+from scscore.core.trajectories import NoiseStream
+from scscore.io.model_files import Tensors, model_hash, read_model, write_model
+from scscore.io.representation import ObsmRepresentation, PCAEncoder, Representation
+
+Prior = str | Mapping[str, float] | ArrayLike
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What turns raw log-likelihoods into a posterior: a temperature, and the sampling effort it was fitted for."""
+
+    temperature: float = 1.0
+    n_steps: int = 8
+    n_paths: int = 4
+
+
+class ScoreModel:
+    """A trained conditional diffusion model: made by :func:`scscore.tl.fit`, used by every other ``tl`` function.
+
+    Attributes
+    ----------
+    classes
+        Names of the classes, ``(n_classes,)``; the order of all likelihood and posterior columns.
+    class_counts
+        Training cells of every class, ``(n_classes,)``.
+    representation
+        Encoder from an AnnData to points.
+    whitening
+        From points to the pooled-whitened space of the engine.
+    diffusion
+        The conditional diffusion model.
+    calibration
+        Temperature of the posterior.
+    params
+        Arguments and choices of the fit, what JSON can hold.
+    """
+
+    def __init__(
+        self,
+        *,
+        classes: NDArray[np.str_],
+        class_counts: NDArray[np.int64],
+        representation: Representation,
+        whitening: Whitening,
+        diffusion: ConditionalDiffusion,
+        calibration: Calibration,
+        params: dict[str, Any],
+    ) -> None:
+        self.classes = classes
+        self.class_counts = class_counts
+        self.representation = representation
+        self.whitening = whitening
+        self.diffusion = diffusion.eval()
+        self.calibration = calibration
+        self.params = params
+
+    def __repr__(self) -> str:
+        return f"ScoreModel of {self.params['condition']!r}: {len(self.classes)} classes, {self.class_counts.sum()} cells"
+
+    @property
+    def genes(self) -> NDArray[np.str_] | None:
+        """Names of the genes that the encoder reads, or ``None`` for a model of a stored representation."""
+        return self.representation.genes if isinstance(self.representation, PCAEncoder) else None
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of tensors and metadata."""
+        return model_hash(self._tensors(), self._metadata())
+
+    def summary(self) -> str:
+        """What the model is and what was chosen for it, as text of a few lines."""
+        encoder = self.representation
+        if isinstance(encoder, PCAEncoder):
+            space = f"PCA of {len(encoder.genes)} genes"
+            if encoder.kind == "counts":
+                space += f", counts normalised to {encoder.target_sum:.0f} per cell"
+        else:
+            space = f"obsm[{encoder.key!r}]"  # type: ignore[attr-defined]
+        choice = self.params["reference"]
+        order = np.argsort(-self.class_counts)
+        shown = ", ".join(f"{self.classes[i]} ({self.class_counts[i]})" for i in order[:8])
+        more = f", ... {len(order) - 8} more" if len(order) > 8 else ""
+        return "\n".join(
+            [
+                repr(self),
+                f"  classes         {shown}{more}",
+                f"  representation  {space}; {choice['n_features']} of {encoder.n_features} features used",
+                f"  reference       {choice['class_covariance']:.0%} class-specific covariance, "
+                f"held-out NLL {choice['nll']:.3f} nats, accuracy {choice['accuracy']:.3f}",
+                f"  residual        {self.params['n_steps_trained']} steps, held-out NLL {self.params['validation_nll']:.3f} nats",
+                f"  temperature     {self.calibration.temperature:.2f}",
+            ]
+        )
+
+    def log_prior(self, prior: Prior | None = None) -> NDArray[np.float64]:
+        """Log class prior, nats, ``(n_classes,)``.
+
+        Parameters
+        ----------
+        prior
+            ``"train"`` (frequencies of the training cells), ``"uniform"``, a mapping from class name to weight, or an array in
+            the order of `classes`; normalised to sum to one. ``None``: the prior given to :func:`scscore.tl.fit`.
+
+        Raises
+        ------
+        ValueError
+            Unknown name, wrong shape, negative, NaN, or all-zero weights, unknown classes.
+        """
+        prior = self.params["prior"] if prior is None else prior
+        return resolve_prior(prior, self.classes, self.class_counts)
+
+    def encode(self, adata: AnnData, *, layer: str | None = None) -> torch.Tensor:
+        """Cells as points of the engine's whitened space, float32 ``(n_obs, n_features)``."""
+        return self.whitening(torch.from_numpy(self.representation.transform(adata, layer=layer)))
+
+    def log_likelihood(
+        self, z: torch.Tensor, *, n_steps: int, n_paths: int, seed: int, batch_size: int, device: str = "cpu", progress: bool = False
+    ) -> Iterator[tuple[slice, LogLikelihood]]:
+        """Log p(x given class) of encoded cells in the model's representation, chunk by chunk.
+
+        Parameters
+        ----------
+        z
+            From :meth:`encode`.
+        n_steps, n_paths
+            Jumps per trajectory and trajectories per cell.
+        seed
+            Seed of the noise; rows of `z` have their own noise, whatever the batch size.
+        batch_size
+            Cells per chunk.
+        device
+            Torch device.
+        progress
+            Show a progress bar.
+
+        Yields
+        ------
+        Rows, and their estimates.
+        """
+        diffusion, noise = self.diffusion.to(device), NoiseStream(seed)
+        volume = self.whitening.log_abs_det
+        with tqdm(total=len(z), desc="classify", unit="cell", disable=not progress) as bar:
+            for start in range(0, len(z), batch_size):
+                rows = slice(start, min(start + batch_size, len(z)))
+                with torch.inference_mode():
+                    found = dissipation(
+                        diffusion, z[rows].to(device), n_steps=n_steps, n_paths=n_paths, noise=noise, start=start
+                    )
+                yield rows, LogLikelihood(found.draws.cpu() + volume)
+                bar.update(rows.stop - rows.start)
+
+    def save(self, directory: str | Path, *, overwrite: bool = False) -> None:
+        """Write the model to a directory: ``model.safetensors`` and ``model.json``, without training data.
+
+        Raises
+        ------
+        FileExistsError
+            A model is there already and `overwrite` is false.
+        """
+        write_model(Path(directory), self._tensors(), self._metadata(), overwrite=overwrite)
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Self:
+        """Read a model written by :meth:`save`; see :func:`scscore.load`."""
+        tensors, metadata = read_model(Path(directory))
+        torch_tensors = {name: torch.from_numpy(value) for name, value in tensors.items()}
+
+        def part(prefix: str) -> dict[str, torch.Tensor]:
+            return {k.removeprefix(prefix): v for k, v in torch_tensors.items() if k.startswith(prefix)}
+
+        encoder = metadata["representation"]
+        representation: Representation
+        if encoder["type"] == "pca":
+            representation = PCAEncoder(
+                np.array(encoder["genes"]),
+                tensors["encoder.mean"],
+                tensors["encoder.share"],
+                tensors["encoder.components"],
+                target_sum=encoder["target_sum"],
+                kind=encoder["kind"],
+            )
+        else:
+            representation = ObsmRepresentation(encoder["key"], encoder["n_features"])
+        reference = GaussianReference(**part("reference."))
+        denoiser = None
+        if metadata["denoiser"] is not None:
+            weights = part("denoiser.")
+            denoiser = ResidualDenoiser(
+                reference.n_features, reference.n_classes, weights["scale"], **metadata["denoiser"]
+            )
+            denoiser.load_state_dict(weights)
+        return cls(
+            classes=np.array(metadata["classes"]),
+            class_counts=tensors["class_counts"],
+            representation=representation,
+            whitening=Whitening(**part("whitening.")),
+            diffusion=ConditionalDiffusion(NoiseSchedule(**metadata["schedule"]), reference, denoiser),
+            calibration=Calibration(**metadata["calibration"]),
+            params=metadata["params"],
+        )
+
+    def _tensors(self) -> Tensors:
+        parts = {"whitening": self.whitening, "reference": self.diffusion.reference, "denoiser": self.diffusion.denoiser}
+        tensors = {
+            f"{prefix}.{name}": value.detach().cpu().numpy()
+            for prefix, module in parts.items()
+            if module is not None
+            for name, value in module.state_dict().items()
+        }
+        if isinstance(self.representation, PCAEncoder):
+            for name in ("mean", "share", "components"):
+                tensors[f"encoder.{name}"] = getattr(self.representation, name)
+        return {**tensors, "class_counts": self.class_counts}
+
+    def _metadata(self) -> dict[str, Any]:
+        encoder = self.representation
+        if isinstance(encoder, PCAEncoder):
+            stored = {
+                "type": "pca",
+                "genes": encoder.genes.tolist(),
+                "target_sum": encoder.target_sum,
+                "kind": encoder.kind,
+            }
+        else:
+            stored = {"type": "obsm", "key": encoder.key, "n_features": encoder.n_features}  # type: ignore[attr-defined]
+        denoiser = self.diffusion.denoiser
+        return {
+            "scscore_version": self.params["version"],
+            "classes": self.classes.tolist(),
+            "representation": stored,
+            "schedule": vars(self.diffusion.schedule),
+            "denoiser": None if denoiser is None else denoiser.shape,
+            "calibration": vars(self.calibration),
+            "params": self.params,
+        }
+
+
+def load(directory: str | Path) -> ScoreModel:
+    """Load a model written by :meth:`ScoreModel.save`.
+
+    Parameters
+    ----------
+    directory
+        The model directory.
+
+    Raises
+    ------
+    scscore.ModelFileError
+        A file is missing, damaged, edited or written by a newer version; names the file and the tensor.
+
+    Examples
+    --------
+    >>> import scscore as scs
+    >>> model = scs.load("pbmc.scscore")  # doctest: +SKIP
+    """
+    return ScoreModel.load(directory)
+
+
+def resolve_prior(prior: Prior, classes: NDArray[np.str_], counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Log prior of the classes; see :meth:`ScoreModel.log_prior`."""
+    if isinstance(prior, str):
+        if prior not in ("train", "uniform"):
+            raise ValueError(f"prior must be 'train', 'uniform', a mapping or an array, got {prior!r}.")
+        weights = counts.astype(np.float64) if prior == "train" else np.ones(len(classes))
+    elif isinstance(prior, Mapping):
+        unknown, missing = set(prior) - set(classes.tolist()), set(classes.tolist()) - set(prior)
+        if unknown or missing:
+            raise ValueError(
+                f"prior must give one weight for every class; unknown: {sorted(unknown)}, missing: {sorted(missing)}."
+            )
+        weights = np.array([prior[name] for name in classes.tolist()], dtype=np.float64)
+    else:
+        weights = np.asarray(prior, dtype=np.float64)
+        if weights.shape != (len(classes),):
+            raise ValueError(f"prior must have shape ({len(classes)},), one weight per class, got {weights.shape}.")
+    if not np.isfinite(weights).all() or (weights < 0).any() or weights.sum() == 0:
+        raise ValueError(f"prior weights must be finite, not negative and not all zero, got {weights.tolist()}.")
+    with np.errstate(divide="ignore"):
+        return np.log(weights / weights.sum())
+
+
+def json_params(params: Mapping[str, Any]) -> str:
+    """Parameters as one JSON string, the form in which they are stored in ``uns``."""
+    return json.dumps(params, ensure_ascii=False, sort_keys=True, default=_plain)
+
+
+def jsonable(value: Any) -> Any:
+    """`value` with numpy scalars, arrays and paths turned into what JSON holds."""
+    return json.loads(json.dumps(value, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return dict(value)
+    return str(value)

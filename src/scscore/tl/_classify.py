@@ -1,0 +1,171 @@
+"""``tl.classify``: labels, calibrated posterior and likelihoods of every cell."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+
+from scscore._logging import logger
+from scscore._version import __version__
+from scscore.core.calibration import confidence_standard_error, entropy, log_posterior
+from scscore.io.keys import Keys
+from scscore.model import Prior, ScoreModel, json_params, jsonable
+from scscore.tl._validate import check_positive, seed_of
+
+
+def classify(
+    adata: AnnData,
+    model: ScoreModel,
+    *,
+    layer: str | None = None,
+    prior: Prior | None = None,
+    n_steps: int | None = None,
+    n_paths: int | None = None,
+    batch_size: int = 1024,
+    device: str = "auto",
+    key_added: str = "scscore",
+    copy: bool = False,
+    rng: int | np.random.Generator = 0,
+    progress: bool = True,
+) -> AnnData | None:
+    r"""Label cells with a calibrated posterior over the classes of a model.
+
+    The log-likelihood of every class is the exact one of the reference plus the dissipation of the model less that of
+    the reference along shared noising trajectories. The posterior is
+    :math:`\mathrm{softmax}(T \log p(x \mid c) + \log\pi_c)` with the model's temperature :math:`T`.
+
+    Parameters
+    ----------
+    adata
+        Cells, with the kind of values that the model was fitted on; in memory, backed or with dask arrays. Genes may come
+        in any order; genes that the model does not know are ignored, genes that are missing count as average.
+    model
+        From :func:`scscore.tl.fit` or :func:`scscore.load`.
+    layer
+        Layer with the values; ``None`` is ``X``.
+    prior
+        Class prior: ``"train"``, ``"uniform"``, a mapping from class to weight, or an array. ``None``: the prior of the model.
+    n_steps, n_paths
+        Jumps per noising trajectory, and trajectories per cell (an even number: antithetic pairs). One cell costs
+        ``n_steps * n_paths`` network calls for all classes together. ``None``: what the temperature was fitted for.
+    batch_size
+        Cells per chunk. Changes memory and speed, not results.
+    device
+        Torch device; ``"auto"`` takes a GPU if there is one.
+    key_added
+        Name of all slots that are written.
+    copy
+        Return an annotated copy instead of writing to `adata`.
+    rng
+        Seed or generator of the noise. The same seed gives the same result.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+    ``None``, or the copy. With ``k = key_added``, writes
+
+    - ``obs[f"{k}_label"]``: most probable class (categorical);
+    - ``obs[f"{k}_confidence"]``: its posterior (float32);
+    - ``obs[f"{k}_entropy"]``: entropy of the posterior, nats (float32);
+    - ``obs[f"{k}_mcse"]``: Monte-Carlo standard error of the confidence (float32);
+    - ``obsm[f"{k}_log_likelihood"]``: log p(x given class) in the model's representation, nats, float32 ``(n_obs, n_classes)``;
+    - ``obsm[f"{k}_posterior"]``: posterior, rows sum to one, float32 ``(n_obs, n_classes)``;
+    - ``uns[k]``: ``classes``, ``params`` (JSON), ``model_hash``, ``version``.
+
+    Raises
+    ------
+    KeyError
+        Unknown layer, or the model's representation is not in ``obsm``.
+    ValueError
+        No cells, too few shared genes, duplicated genes, NaN, infinite or negative values, logged values where the model
+        needs counts or the reverse, an invalid prior.
+
+    Warns
+    -----
+    UserWarning
+        Genes of the model are missing.
+
+    Examples
+    --------
+    >>> import scscore as scs
+    >>> cells = scs.datasets.toy_gaussians(n_obs=300)
+    >>> model = scs.tl.fit(cells, "class", use_rep="X_toy", max_epochs=2, progress=False)
+    >>> scs.tl.classify(cells, model, progress=False)
+    >>> cells.obsm["scscore_posterior"].shape
+    (300, 3)
+    """
+    if not isinstance(model, ScoreModel):
+        raise TypeError(f"model must be a ScoreModel (from scscore.tl.fit or scscore.load), got {type(model).__name__}.")
+    keys, seed = Keys(key_added), seed_of(rng)
+    for name, value in (("n_steps", n_steps), ("n_paths", n_paths), ("batch_size", batch_size)):
+        check_positive(name, value)
+    steps, paths = n_steps or model.calibration.n_steps, n_paths or model.calibration.n_paths
+    if paths % 2:
+        raise ValueError(f"n_paths must be even (trajectories come in antithetic pairs), got {paths}.")
+    if adata.n_obs == 0:
+        raise ValueError("adata holds no cells.")
+    log_prior = model.log_prior(prior)
+    temperature = model.calibration.temperature
+    z = model.encode(adata, layer=layer)
+
+    n_obs, n_classes = len(z), len(model.classes)
+    log_likelihood = np.empty((n_obs, n_classes), dtype=np.float32)
+    posterior = np.empty((n_obs, n_classes), dtype=np.float32)
+    uncertainty = np.empty((n_obs, 3), dtype=np.float32)  # confidence, entropy, Monte-Carlo standard error
+    best = np.empty(n_obs, dtype=np.int64)
+    for rows, estimate in model.log_likelihood(
+        z, n_steps=steps, n_paths=paths, seed=seed, batch_size=batch_size, device=_device(device), progress=progress
+    ):
+        mean = estimate.mean.numpy()
+        log_p = log_posterior(mean, log_prior, temperature)
+        log_likelihood[rows], posterior[rows], best[rows] = mean, np.exp(log_p), log_p.argmax(1)
+        uncertainty[rows, 0] = np.exp(log_p.max(1))
+        uncertainty[rows, 1] = entropy(log_p)
+        uncertainty[rows, 2] = confidence_standard_error(estimate.draws.numpy(), log_p, temperature)
+
+    target = adata.copy() if copy else adata
+    codes = pd.Categorical.from_codes(best, categories=model.classes.astype(object))
+    target.obs[keys.label] = pd.Series(codes, index=target.obs_names)
+    for column, name in enumerate((keys.confidence, keys.entropy, keys.mcse)):
+        target.obs[name] = uncertainty[:, column]
+    target.obsm[keys.log_likelihood] = log_likelihood
+    target.obsm[keys.posterior] = posterior
+    params = {
+        "condition": model.params["condition"],
+        "layer": layer,
+        "estimator": "dissipation",
+        "n_steps": steps,
+        "n_paths": paths,
+        "prior": np.exp(log_prior),
+        "temperature": temperature,
+        "seed": seed,
+    }
+    target.uns[keys.uns] = {
+        **{k: v for k, v in target.uns.get(keys.uns, {}).items() if k.endswith(("_loss", "_steps"))},
+        "classes": model.classes.astype(object),
+        "params": json_params(jsonable(params)),
+        "model_hash": model.hash,
+        "version": __version__,
+    }
+    logger.info(
+        "classified %d cells into %d classes\nwrote obs[%r, %r, %r, %r], obsm[%r, %r], uns[%r]",
+        n_obs,
+        n_classes,
+        keys.label,
+        keys.confidence,
+        keys.entropy,
+        keys.mcse,
+        keys.log_likelihood,
+        keys.posterior,
+        keys.uns,
+    )
+    return target if copy else None
+
+
+def _device(device: str) -> str:
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"

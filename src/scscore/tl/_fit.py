@@ -1,0 +1,272 @@
+"""``tl.fit``: trains the conditional diffusion model on an AnnData."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from anndata import AnnData
+from numpy.typing import NDArray
+
+from scscore._logging import logger
+from scscore._version import __version__
+from scscore.core.fitting import fit_conditional_diffusion
+from scscore.core.reference_fit import Fold, candidate_shapes
+from scscore.core.schedule import NoiseSchedule
+from scscore.core.training import TrainingConfig
+from scscore.io.encoder_choice import choose_target_sum, fit_encoders, informative_genes
+from scscore.io.folds import make_folds
+from scscore.io.keys import Keys
+from scscore.io.representation import ObsmRepresentation, Representation, obsm_array, training_matrix
+from scscore.model import Calibration, Prior, ScoreModel, json_params, jsonable, resolve_prior
+from scscore.tl._validate import check_positive, condition_labels, group_labels, seed_of
+
+_N_FEATURES = (10, 20, 30, 50)
+_MAX_CHOICE_CELLS = 10_000
+
+
+def fit(
+    adata: AnnData,
+    condition: str,
+    *,
+    layer: str | None = None,
+    use_rep: str | None = None,
+    input: Literal["auto", "counts", "log"] = "auto",
+    n_top_genes: int | None = None,
+    n_comps: int | None = None,
+    split_key: str | None = None,
+    prior: Prior = "train",
+    objective: Literal["hybrid", "generative"] = "hybrid",
+    max_epochs: int | None = None,
+    batch_size: int = 256,
+    accelerator: str = "auto",
+    devices: int | str | Sequence[int] = 1,
+    strategy: str = "auto",
+    checkpoint_dir: str | Path | None = None,
+    key_added: str = "scscore",
+    rng: int | np.random.Generator = 0,
+    progress: bool = True,
+) -> ScoreModel:
+    r"""Train a conditional diffusion model that gives log p(x given class) of a cell for every class.
+
+    The model is a closed-form reference plus a learned residual. By default it owns its encoder: counts are normalised
+    to a common total, log-transformed, centred and projected on principal components of all genes, so a query may come
+    with raw counts, another gene order or missing genes. The count total, the number of components and the amount of
+    class-specific covariance are chosen by cross-validation in which the encoder is refitted too; the number of
+    training steps and the temperature come from validation cells; the final model is fitted on all cells.
+
+    Parameters
+    ----------
+    adata
+        Labelled cells, with raw counts or log-normalised values; in memory, backed or with dask arrays.
+    condition
+        Column of ``obs`` with the classes. Cells without a label are left out.
+    layer
+        Layer with the values; ``None`` is ``X``.
+    use_rep
+        Name of a representation in ``obsm`` to use instead of the model's own encoder, e.g. ``"X_scVI"``. All its features
+        are used. A query then needs the same representation.
+    input
+        What the values are: raw ``"counts"``, or ``"log"``-normalised values that are used as they are. ``"auto"`` takes
+        whole numbers for counts.
+    n_top_genes
+        Use only this many highly variable genes. ``None``: all genes.
+    n_comps
+        Number of principal components. ``None``: chosen by cross-validation among 10, 20, 30 and 50.
+    split_key
+        Column of ``obs`` with donors, batches or replicates. Whole groups are then held out in cross-validation and
+        validation, so that choices and temperature hold for new groups.
+    prior
+        Class prior of the posterior: ``"train"`` (class frequencies), ``"uniform"``, a mapping or an array. It can be replaced
+        in :func:`scscore.tl.classify`.
+    objective
+        ``"hybrid"`` adds the cross-entropy of the class posterior to the generative loss; ``"generative"`` leaves it out.
+    max_epochs
+        Upper bound on training. ``None``: 3,000 steps. Early stopping usually ends long before.
+    batch_size
+        Cells per training step.
+    accelerator, devices, strategy
+        Passed to :class:`lightning.pytorch.Trainer`.
+    checkpoint_dir
+        Directory for checkpoints. A fit that was interrupted resumes when called again with the same data and arguments,
+        and ends with the same model. Delete it afterwards.
+    key_added
+        Name of the entry in ``uns``.
+    rng
+        Seed or generator. The same seed gives the same model.
+    progress
+        Show progress bars.
+
+    Returns
+    -------
+    The trained :class:`~scscore.ScoreModel`. Writes ``adata.uns[key_added]``: ``classes``, ``params`` (JSON), ``model_hash``,
+    ``version``, and the loss curves ``training_steps``, ``training_loss``, ``validation_loss`` (nats per cell).
+
+    Raises
+    ------
+    KeyError
+        Unknown column, layer or representation.
+    ValueError
+        Fewer than two classes, a class with fewer than two cells, a continuous condition, NaN, infinite or negative values,
+        logged values where counts are declared or the reverse, duplicated gene names, a checkpoint of another fit.
+
+    Examples
+    --------
+    >>> import scscore as scs
+    >>> reference = scs.datasets.toy_gaussians(n_obs=300)
+    >>> model = scs.tl.fit(reference, "class", use_rep="X_toy", max_epochs=2, progress=False)
+    >>> model.classes.tolist()
+    ['a', 'b', 'c']
+
+    Notes
+    -----
+    Method and derivations: the *Method* page of the documentation; source: Kuznets-Speck et al., Keeping SCORE, bioRxiv
+    2025.11.26.690838.
+    """
+    keys, seed = Keys(key_added), seed_of(rng)
+    if objective not in ("hybrid", "generative"):
+        raise ValueError(f"objective must be 'hybrid' or 'generative', got {objective!r}.")
+    if input not in ("auto", "counts", "log"):
+        raise ValueError(f"input must be 'auto', 'counts' or 'log', got {input!r}.")
+    for name, value in (("n_top_genes", n_top_genes), ("n_comps", n_comps), ("max_epochs", max_epochs), ("batch_size", batch_size)):
+        check_positive(name, value)
+    if use_rep is not None and (layer is not None or n_top_genes is not None or n_comps is not None or input != "auto"):
+        raise ValueError("use_rep= replaces the model's own encoder: leave out layer, input, n_top_genes and n_comps.")
+    labels, labelled = condition_labels(adata, condition)
+    classes, y = np.unique(labels[labelled], return_inverse=True)
+    counts = np.bincount(y)
+    log_prior = resolve_prior("train", classes, counts)
+    resolve_prior(prior, classes, counts)
+    groups = group_labels(adata, split_key, labelled)
+    folds_of = make_folds(y, groups, seed=seed)
+
+    representation: Representation
+    if use_rep is not None:
+        x = obsm_array(adata, use_rep)[labelled]
+        representation = ObsmRepresentation(use_rep, x.shape[1])
+        represented = [(x[train], x[test]) for train, test in folds_of]
+        shapes = candidate_shapes([x.shape[1]])
+    else:
+        chunk, kind = training_matrix(adata, labelled, layer=layer, kind=None if input == "auto" else input)
+        genes = adata.var_names.to_numpy(dtype=str)
+        chunk, genes = informative_genes(chunk, genes, n_top_genes=n_top_genes, kind=kind)
+        width = max(_N_FEATURES) if n_comps is None else n_comps
+        target = choose_target_sum(chunk, y, folds_of, kind=kind, log_prior=log_prior)
+        encoder, x, represented = fit_encoders(chunk, genes, folds_of, n_features=width, kind=kind, target_sum=target)
+        representation = encoder
+        widths = [d for d in _N_FEATURES if d < x.shape[1]] if n_comps is None else []
+        shapes = candidate_shapes([*widths, x.shape[1]])
+    folds = [
+        Fold(x_train, y[train], x_test, y[test])
+        for (train, test), (x_train, x_test) in zip(folds_of, represented, strict=True)
+    ]
+
+    steps = {} if max_epochs is None else {"max_steps": max(1, -(-max_epochs * len(y) // batch_size))}
+    config = TrainingConfig(discriminative_weight=float(objective == "hybrid"), batch_size=batch_size, **steps)
+    params = jsonable(
+        {
+            "condition": condition,
+            "layer": layer,
+            "use_rep": use_rep,
+            "input": input,
+            "n_top_genes": n_top_genes,
+            "n_comps": n_comps,
+            "split_key": split_key,
+            "prior": prior,
+            "objective": objective,
+            "max_epochs": max_epochs,
+            "seed": seed,
+            "training": vars(config),
+            "version": __version__,
+        }
+    )
+    calibration = Calibration()
+    outcome = fit_conditional_diffusion(
+        [_subsample(fold, _MAX_CHOICE_CELLS, seed) for fold in folds],
+        folds[0],
+        x,
+        y,
+        n_classes=len(classes),
+        log_prior=log_prior,
+        shapes=shapes,
+        schedule=NoiseSchedule(),
+        config=config,
+        n_steps=calibration.n_steps,
+        n_paths=calibration.n_paths,
+        seed=seed,
+        checkpoint_dir=_checkpoints(checkpoint_dir, params, x, y),
+        progress=progress,
+        accelerator=accelerator,
+        devices=devices,
+        strategy=strategy,
+    )
+    params |= jsonable(
+        {
+            "reference": {
+                **vars(outcome.reference.shape),
+                "nll": outcome.reference.nll,
+                "accuracy": outcome.reference.accuracy,
+            },
+            "n_steps_trained": outcome.n_steps,
+            "validation_nll": outcome.validation_nll,
+            "validation_accuracy": outcome.validation_accuracy,
+        }
+    )
+    model = ScoreModel(
+        classes=classes,
+        class_counts=counts,
+        representation=representation,
+        whitening=outcome.whitening,
+        diffusion=outcome.diffusion,
+        calibration=Calibration(temperature=outcome.temperature),
+        params=params,
+    )
+    adata.uns[keys.uns] = {
+        "classes": classes.astype(object),
+        "params": json_params(params),
+        "model_hash": model.hash,
+        "version": __version__,
+        "training_steps": np.array(outcome.training.steps),
+        "training_loss": np.array(outcome.training.training_loss),
+        "validation_loss": np.array(outcome.training.validation_loss),
+    }
+    logger.info("%s\nwrote uns[%r]", model.summary(), keys.uns)
+    return model
+
+
+def _subsample(fold: Fold, at_most: int, seed: int) -> Fold:
+    """At most so many cells of either part of a fold, with all classes that the training part has."""
+
+    def rows(y: NDArray[np.integer]) -> NDArray[np.int64]:
+        order = np.random.default_rng(seed).permutation(len(y))
+        first = np.unique(y[order], return_index=True)[1]  # one cell of every class comes first
+        return np.concatenate([order[first], np.delete(order, first)])[:at_most]
+
+    if max(len(fold.y_train), len(fold.y_held_out)) <= at_most:
+        return fold
+    train, test = rows(fold.y_train), rows(fold.y_held_out)
+    return Fold(fold.x_train[train], fold.y_train[train], fold.x_held_out[test], fold.y_held_out[test])
+
+
+def _checkpoints(
+    directory: str | Path | None, params: dict[str, object], x: NDArray[np.float64], y: NDArray[np.integer]
+) -> Path | None:
+    """Directory of the checkpoints of this fit; refuses those of another fit."""
+    if directory is None:
+        return None
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    data = hashlib.sha256(np.ascontiguousarray(x.round(6)).tobytes() + y.tobytes()).hexdigest()
+    fingerprint = json.dumps({"params": params, "data": data}, sort_keys=True)
+    stamp = directory / "fit.json"
+    if stamp.exists() and stamp.read_text() != fingerprint:
+        raise ValueError(
+            f"checkpoint_dir={str(directory)!r} holds the checkpoints of a fit with other data or arguments; "
+            "delete it or choose another directory."
+        )
+    stamp.write_text(fingerprint)
+    return directory
