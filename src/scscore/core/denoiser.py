@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from scscore.core.schedule import NoiseSchedule
+from scscore.core.schedule import NoiseSchedule, broadcastable_level
 
 
 class ResidualDenoiser(nn.Module):
@@ -16,8 +16,8 @@ class ResidualDenoiser(nn.Module):
     The trunk sees the noised point once. A class enters only in a bottleneck of width `rank`, by feature-wise scale and
     shift, followed by one output layer that all classes share, so that K classes cost one trunk plus
     ``K * rank * n_features``. The output is scaled by :math:`2\alpha\sigma` and starts at zero: the residual vanishes
-    towards both ends of the noising, where the reference is right, and an untrained model *is* the reference
-    (derivation page, *Residual*).
+    towards both ends of the noising, where the reference is right, and an untrained model *is* the reference. It is
+    bounded, so that far away from the data the density keeps the tails of the reference (derivation page, *Residual*).
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class ResidualDenoiser(nn.Module):
         self.level = nn.Sequential(nn.Linear(16, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         self.stem = nn.Linear(n_features, width)
         self.blocks = nn.ModuleList(_Block(width, dropout) for _ in range(n_blocks))
-        self.bottleneck = nn.Linear(width, rank)
+        self.bottleneck = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, rank))
         self.level_film = nn.Linear(width, 2 * rank)
         self.class_film = nn.Parameter(torch.randn(n_classes, 2 * rank))
         self.output = nn.Linear(rank, n_features)
@@ -69,23 +69,23 @@ class ResidualDenoiser(nn.Module):
         Parameters
         ----------
         z
-            Noised points, shape ``(n, n_features)``.
+            Noised points, shape ``(..., n_features)``.
         lam
-            Log SNR, a scalar or one per row.
+            Log SNR, a scalar or of a shape that broadcasts against ``(..., 1)``; points of one level share its embedding.
 
         Returns
         -------
-        Tensor of shape ``(n, n_classes, n_features)``.
+        Tensor of shape ``(..., n_classes, n_features)``.
         """
-        lam = torch.as_tensor(lam, dtype=z.dtype, device=z.device).reshape(-1, 1)
+        lam = broadcastable_level(lam, z)
         alpha, sigma = NoiseSchedule.alpha(lam), NoiseSchedule.sigma(lam)
         angles = lam * self.frequencies
-        level = self.level(torch.cat([angles.sin(), angles.cos()], dim=1))
+        level = self.level(torch.cat([angles.sin(), angles.cos()], dim=-1))
         hidden = self.stem(z / (alpha**2 * self.scale**2 + sigma**2).sqrt())
         for block in self.blocks:
             hidden = block(hidden, level)
-        gain, shift = (self.class_film + self.level_film(level)[:, None, :]).chunk(2, dim=-1)
-        per_class = nn.functional.silu(self.bottleneck(hidden)[:, None, :] * gain + shift)
+        gain, shift = (self.class_film + self.level_film(level)[..., None, :]).chunk(2, dim=-1)
+        per_class = nn.functional.silu(self.bottleneck(hidden)[..., None, :] * gain + shift)
         return (2 * alpha * sigma)[..., None] * self.output(per_class)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from scscore.core.denoiser import ResidualDenoiser
 from scscore.core.reference import GaussianReference
-from scscore.core.schedule import NoiseSchedule
+from scscore.core.schedule import NoiseSchedule, broadcastable_level
 
 
 class ConditionalDiffusion(nn.Module):
@@ -45,15 +45,14 @@ class ConditionalDiffusion(nn.Module):
         return self.reference.n_features
 
     def eps_and_residual(self, z: Tensor, lam: Tensor) -> tuple[Tensor, Tensor]:
-        """The reference's noise prediction and the residual, each of shape ``(n, n_classes, n_features)``."""
+        """The reference's noise prediction and the residual, each of shape ``(..., n_classes, n_features)``."""
         eps = self.reference.eps(z, lam)
         return eps, torch.zeros_like(eps) if self.denoiser is None else self.denoiser(z, lam)
 
     def eps(self, z: Tensor, lam: Tensor) -> Tensor:
-        """Noise prediction of every class at noised points `z`, shape ``(n, n_classes, n_features)``."""
+        """Noise prediction of every class at noised points `z`, shape ``(..., n_classes, n_features)``."""
         return torch.add(*self.eps_and_residual(z, lam))
 
     def score(self, z: Tensor, lam: Tensor) -> Tensor:
-        r"""Score :math:`\nabla\log p_\lambda(z\mid c) = -\epsilon_c/\sigma`, shape ``(n, n_classes, n_features)``."""
-        sigma = NoiseSchedule.sigma(torch.as_tensor(lam, dtype=z.dtype, device=z.device)).reshape(-1, 1, 1)
-        return -self.eps(z, lam) / sigma
+        r"""Score :math:`\nabla\log p_\lambda(z\mid c) = -\epsilon_c/\sigma`, shape ``(..., n_classes, n_features)``."""
+        return -self.eps(z, lam) / NoiseSchedule.sigma(broadcastable_level(lam, z))[..., None]

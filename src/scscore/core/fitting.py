@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scscore.core.calibration import fit_temperature, log_posterior
+from scscore.core.calibration import fit_temperature, log_posterior, negative_log_likelihood
 from scscore.core.denoiser import ResidualDenoiser
 from scscore.core.diffusion import ConditionalDiffusion
-from scscore.core.likelihood import dissipation
 from scscore.core.reference import GaussianReference
 from scscore.core.reference_fit import (
     Array,
@@ -29,9 +28,9 @@ from scscore.core.reference_fit import (
 )
 from scscore.core.schedule import NoiseSchedule
 from scscore.core.training import TrainingConfig, TrainingResult, train
-from scscore.core.trajectories import NoiseStream
 
-_MAX_CHECKED_CELLS = 2000
+_ENOUGH_VALIDATION_CELLS = 2000
+_MAX_VALIDATION_RUNS = 3
 
 
 @dataclass(frozen=True)
@@ -46,27 +45,30 @@ class FitOutcome:
         Fitted to the validation cells.
     reference
         How the reference was chosen.
-    training
-        The run with validation, whose best step count the refit uses.
-    validation_nll, validation_accuracy
-        Of the calibrated posterior of the validation cells.
+    steps, training_loss, validation_loss
+        Course of the validation runs, averaged: steps made, training loss, and negative log posterior of the validation
+        cells (nats per cell). The first entry is the reference alone.
     n_steps
         Training steps of the final weights.
+    validation_nll, validation_accuracy
+        Of the calibrated posterior of the validation cells at the chosen step.
     """
 
     whitening: Whitening
     diffusion: ConditionalDiffusion
     temperature: float
     reference: ReferenceFit
-    training: TrainingResult
+    steps: list[int]
+    training_loss: list[float]
+    validation_loss: list[float]
+    n_steps: int
     validation_nll: float
     validation_accuracy: float
-    n_steps: int
 
 
 def fit_conditional_diffusion(
     folds: Sequence[Fold],
-    validation: Fold,
+    validation: Sequence[Fold],
     x: Array,
     y: NDArray[np.integer],
     *,
@@ -84,16 +86,17 @@ def fit_conditional_diffusion(
 ) -> FitOutcome:
     """Fit reference, residual and temperature.
 
-    The residual is trained twice: on the training part of `validation`, to find the number of steps and the temperature
-    on cells that neither encoder nor model has seen; then on all cells for as many epochs, so that no labelled cell is
-    lost. Where training does not improve on the reference, the model stays without a denoiser.
+    First the residual is trained on the training part of a few splits (as many as it takes to watch 2,000 cells, three at
+    most); the number of steps and the temperature come from their held-out cells, which neither encoder nor model has
+    seen. Then it is trained on all cells for as many epochs, so that no labelled cell is lost. Where training does not
+    improve on the reference, the model stays without a denoiser.
 
     Parameters
     ----------
     folds
         Splits for the choice of the reference.
     validation
-        Split for early stopping and temperature; the first of `folds`, possibly with more cells.
+        Splits for the number of steps and the temperature.
     x, y
         Representation and class indices of all cells.
     n_classes, log_prior
@@ -114,43 +117,72 @@ def fit_conditional_diffusion(
         `accelerator`, `devices` and `strategy` of :func:`scscore.core.training.train`.
     """
     chosen = fit_reference(folds, x, y, n_classes=n_classes, log_prior=log_prior, shapes=shapes)
-    others = slice(1, None) if len(folds) > 1 else slice(None)
-    labels = np.concatenate([fold.y_held_out for fold in folds[others]])
-    weights = overlap_weights(np.concatenate(chosen.held_out[others]), labels, n_classes)
-    whitening, reference = build_reference(
-        validation.x_train, validation.y_train, n_classes=n_classes, shape=chosen.shape, weights=weights
-    )
     prior = torch.from_numpy(log_prior).to(torch.float32)
 
-    def stage(name: str) -> dict[str, Any]:
-        directory = None if checkpoint_dir is None else checkpoint_dir / name
-        return {"seed": seed, "checkpoint_dir": directory, "progress": progress, "description": f"fit: {name}", **trainer}
+    def run(name: str, model: ConditionalDiffusion, z: Tensor, labels: NDArray[np.integer], **more: Any) -> TrainingResult:
+        directory = None if checkpoint_dir is None else checkpoint_dir / name.replace(" ", "_")
+        common = {"seed": seed, "checkpoint_dir": directory, "progress": progress, "description": f"fit: {name}"}
+        return train(model, z, _labels(labels), prior, **{"config": config, **common, **trainer, **more})
 
-    z, z_held_out = (whitening(torch.from_numpy(part)) for part in (validation.x_train, validation.x_held_out))
-    y_train, y_held_out = (torch.from_numpy(part.astype(np.int64)) for part in (validation.y_train, validation.y_held_out))
-    model = _with_denoiser(schedule, reference, z, seed)
-    checked = _spread(len(z_held_out), _MAX_CHECKED_CELLS)
-    training = train(
-        model, z, y_train, prior, config, validation=(z_held_out[checked], y_held_out[checked]), **stage("validation")
-    )
-    if training.n_steps == 0:
-        model.denoiser = None
-    held_out = _log_likelihood(model, z_held_out, n_steps=n_steps, n_paths=n_paths, seed=seed)
-    temperature = fit_temperature(held_out, log_prior, validation.y_held_out)
-    log_p = log_posterior(held_out, log_prior, temperature)
-    nll = -float(log_p[np.arange(len(log_p)), validation.y_held_out].mean())
-    accuracy = float((log_p.argmax(1) == validation.y_held_out).mean())
+    results, truths, n_train = [], [], 0
+    for i, fold in enumerate(validation[:_MAX_VALIDATION_RUNS]):
+        if sum(map(len, truths)) >= _ENOUGH_VALIDATION_CELLS:
+            break
+        whitening, reference = build_reference(
+            fold.x_train,
+            fold.y_train,
+            n_classes=n_classes,
+            shape=chosen.shape,
+            weights=_weights_without(i, folds, chosen, n_classes),
+        )
+        z = whitening(torch.from_numpy(fold.x_train))
+        watched = _spread(len(fold.y_held_out), _ENOUGH_VALIDATION_CELLS)
+        held_out = whitening(torch.from_numpy(fold.x_held_out[watched])), _labels(fold.y_held_out[watched])
+        model = _with_denoiser(schedule, reference, z, seed)
+        name = f"validation {i + 1}"
+        results.append(run(name, model, z, fold.y_train, validation=held_out, n_steps=n_steps, n_paths=n_paths))
+        truths.append(fold.y_held_out[watched])
+        n_train += len(z)
 
-    final_steps = round(training.n_steps * len(x) / len(z))
-    z_all = chosen.whitening(torch.from_numpy(x))
+    n_checks = min(len(result.steps) for result in results)
+    sizes = [len(truth) for truth in truths]
+    validation_loss = np.average([result.validation_loss[:n_checks] for result in results], axis=0, weights=sizes)
+    training_loss = np.mean([result.training_loss[:n_checks] for result in results], axis=0)
+    best = int(validation_loss.argmin())
+    held_out_log_likelihood = torch.cat([result.log_likelihood[best] for result in results]).numpy()
+    truth = np.concatenate(truths)
+    temperature = fit_temperature(held_out_log_likelihood, log_prior, truth)
+    posterior = np.exp(log_posterior(held_out_log_likelihood, log_prior, temperature))
+
+    final_steps = round(results[0].steps[best] * len(x) * len(results) / n_train)
     final = ConditionalDiffusion(schedule, chosen.reference)
     if final_steps:
-        final = _with_denoiser(schedule, chosen.reference, z_all, seed)
-        refit = TrainingConfig(**{**vars(config), "max_steps": final_steps})
-        train(final, z_all, torch.from_numpy(y.astype(np.int64)), prior, refit, **stage("all cells"))
+        z = chosen.whitening(torch.from_numpy(x))
+        final = _with_denoiser(schedule, chosen.reference, z, seed)
+        run("all cells", final, z, y, config=replace(config, max_steps=final_steps))
     return FitOutcome(
-        chosen.whitening, final.cpu().eval(), temperature, chosen, training, nll, accuracy, final_steps
+        whitening=chosen.whitening,
+        diffusion=final.eval(),
+        temperature=temperature,
+        reference=chosen,
+        steps=results[0].steps[:n_checks],
+        training_loss=training_loss.tolist(),
+        validation_loss=validation_loss.tolist(),
+        n_steps=final_steps,
+        validation_nll=negative_log_likelihood(posterior, truth),
+        validation_accuracy=float((posterior.argmax(1) == truth).mean()),
     )
+
+
+def _weights_without(i: int, folds: Sequence[Fold], chosen: ReferenceFit, n_classes: int) -> Array:
+    """Component weights from the held-out cells of all folds but one (of the only fold, where there is just one)."""
+    others = [j for j in range(len(folds)) if j != i] or [i]
+    labels = np.concatenate([folds[j].y_held_out for j in others])
+    return overlap_weights(np.concatenate([chosen.held_out[j] for j in others]), labels, n_classes)
+
+
+def _labels(y: NDArray[np.integer]) -> Tensor:
+    return torch.from_numpy(y.astype(np.int64))
 
 
 def _with_denoiser(
@@ -160,17 +192,6 @@ def _with_denoiser(
         torch.manual_seed(seed)
         denoiser = ResidualDenoiser(reference.n_features, reference.n_classes, z.std(0))
     return ConditionalDiffusion(schedule, reference, denoiser)
-
-
-def _log_likelihood(model: ConditionalDiffusion, z: Tensor, *, n_steps: int, n_paths: int, seed: int) -> Array:
-    """Log-likelihoods of all points, in chunks, ``(n, n_classes)``."""
-    model, noise, size = model.cpu().eval(), NoiseStream(seed), 1024
-    with torch.inference_mode():
-        parts = [
-            dissipation(model, z[i : i + size], n_steps=n_steps, n_paths=n_paths, noise=noise, start=i).mean.numpy()
-            for i in range(0, len(z), size)
-        ]
-    return np.concatenate(parts)
 
 
 def _spread(n: int, at_most: int) -> NDArray[np.int64]:

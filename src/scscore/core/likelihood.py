@@ -58,21 +58,20 @@ def dissipation_increment(
     model
         The conditional diffusion model.
     z, z_next
-        Noised points before and after the jumps, shape ``(n, n_features)``.
+        Noised points before and after the jumps, shape ``(..., n_features)``.
     lam, lam_next
-        Their log SNRs, scalars or of shape ``(n, 1)``.
+        Their log SNRs, scalars or of a shape that broadcasts against ``(..., 1)``.
 
     Returns
     -------
-    Nats, shape ``(n, n_classes)``.
+    Nats, shape ``(..., n_classes)``.
     """
     jump = Jump.between(lam, lam_next)
     eps, residual = model.eps_and_residual(z_next, lam_next)
     base = z - jump.from_noisy.to(z.dtype) * z_next
-    gain = jump.from_eps.to(z.dtype).unsqueeze(-1)
-    return (_dot(residual, base[:, None, :] - gain * (eps + 0.5 * residual)) * (jump.from_eps / jump.variance)).to(
-        z.dtype
-    )
+    gain = jump.from_eps.to(z.dtype)
+    work = (residual * (base[..., None, :] - gain[..., None] * (eps + 0.5 * residual))).sum(-1)
+    return work * (jump.from_eps / jump.variance).to(z.dtype)
 
 
 def dissipation(
@@ -144,6 +143,3 @@ def dissipation_steps(
         yield 0.5 * (step[:n] + step[n:])
         current = following
 
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return torch.einsum("nkd,nkd->nk", a, b)

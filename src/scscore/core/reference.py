@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from scscore.core.schedule import NoiseSchedule
+from scscore.core.schedule import NoiseSchedule, broadcastable_level
 
 
 class GaussianReference(nn.Module):
@@ -69,17 +69,18 @@ class GaussianReference(nn.Module):
         return self.means.shape[1]
 
     def log_prob(self, z: Tensor, lam: Tensor | None = None) -> Tensor:
-        """Exact log density of every class, nats, shape ``(n, n_classes)``, float64.
+        """Exact log density of every class, nats, shape ``(..., n_classes)``, float64.
 
         Parameters
         ----------
         z
-            Points, shape ``(n, n_features)``.
+            Points, shape ``(..., n_features)``.
         lam
-            Log SNR of the noised density, a scalar or one per row. ``None`` is the density of the clean data.
+            Log SNR of the noised density, a scalar or of a shape that broadcasts against ``(..., 1)``. ``None`` is the
+            density of the clean data.
         """
         components = self._component_log_prob(*self._offsets(z.to(torch.float64), lam))
-        return torch.logsumexp(components[:, None, :] + self.weights.log(), dim=-1)
+        return torch.logsumexp(components[..., None, :] + self.weights.log(), dim=-1)
 
     def eps(self, z: Tensor, lam: Tensor) -> Tensor:
         r"""Exact noise prediction :math:`-\sigma\nabla\log p_\lambda(z\mid c)` of every class.
@@ -87,45 +88,43 @@ class GaussianReference(nn.Module):
         Parameters
         ----------
         z
-            Noised points, shape ``(n, n_features)``.
+            Noised points, shape ``(..., n_features)``.
         lam
-            Log SNR, a scalar or one per row.
+            Log SNR, a scalar or of a shape that broadcasts against ``(..., 1)``.
 
         Returns
         -------
-        Tensor of shape ``(n, n_classes, n_features)`` in the precision of `z`.
+        Tensor of shape ``(..., n_classes, n_features)`` in the precision of `z`.
         """
         offsets, precision = self._offsets(z, lam)
         components = self._component_log_prob(offsets, precision)
-        weighted = (components - components.amax(-1, keepdim=True)).exp()[:, None, :] * self.weights.to(z.dtype)
-        responsibilities = weighted / weighted.sum(-1, keepdim=True).clamp_min(torch.finfo(z.dtype).tiny)
-        pull = precision * offsets[:, :, None, :]
+        responsibilities = torch.softmax(components[..., None, :] + self.weights.log().to(z.dtype), dim=-1)
+        pull = precision * offsets[..., None, :]
         if self.axes is not None:
-            pull = torch.einsum("nksj,kdj->nksd", pull, self.axes.to(z.dtype))
-        sigma = NoiseSchedule.sigma(torch.as_tensor(lam, dtype=z.dtype, device=z.device)).reshape(-1, 1, 1)
-        return sigma * (responsibilities @ pull.flatten(1, 2))
+            pull = torch.einsum("...ksj,kdj->...ksd", pull, self.axes.to(z.dtype))
+        sigma = NoiseSchedule.sigma(broadcastable_level(lam, z))
+        return sigma[..., None] * (responsibilities @ pull.flatten(-3, -2))
 
     def _offsets(self, z: Tensor, lam: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Offsets from the noised means ``(n, components, features)`` and noised precisions, along the components' axes.
+        """Offsets from the noised means, ``(..., components, features)``, and noised precisions, along the components' axes.
 
-        The precisions have shape ``(n or 1, components, scales, features)``.
+        The precisions have shape ``(..., components, scales, features)``, with length 1 where points share a noise level.
         """
         means, variances = self.means.to(z.dtype), self.variances.to(z.dtype)
-        spectrum = self.scales.to(z.dtype)[:, None] * variances[:, None, :]
-        if lam is None:
-            alpha, noised = torch.ones(1, 1, 1, dtype=z.dtype, device=z.device), spectrum[None]
-        else:
-            lam = torch.as_tensor(lam, dtype=z.dtype, device=z.device).reshape(-1, 1, 1)
-            alpha = NoiseSchedule.alpha(lam)
-            noised = torch.sigmoid(lam)[..., None] * spectrum + torch.sigmoid(-lam)[..., None]
+        noised = self.scales.to(z.dtype)[:, None] * variances[:, None, :]
+        if lam is not None:
+            lam = broadcastable_level(lam, z)[..., None]
+            noised = lam.sigmoid()[..., None] * noised + (-lam).sigmoid()[..., None]
         if self.axes is None:
-            return z[:, None, :] - alpha * means, noised.reciprocal()
-        axes = self.axes.to(z.dtype)
-        rotated = (z @ axes.permute(1, 0, 2).flatten(1)).unflatten(1, means.shape)
-        return rotated - alpha * torch.einsum("kd,kdj->kj", means, axes), noised.reciprocal()
+            points = z[..., None, :]
+        else:
+            axes = self.axes.to(z.dtype)
+            points = (z @ axes.permute(1, 0, 2).flatten(1)).unflatten(-1, means.shape)
+            means = torch.einsum("kd,kdj->kj", means, axes)
+        return points - (means if lam is None else NoiseSchedule.alpha(lam) * means), noised.reciprocal()
 
     def _component_log_prob(self, offsets: Tensor, precision: Tensor) -> Tensor:
-        """Log density of the noised components, nats, shape ``(n, n_components * n_scales)``."""
-        square = (offsets.square()[:, :, None, :] * precision).sum(-1)
+        """Log density of the noised components, nats, shape ``(..., n_components * n_scales)``."""
+        square = (offsets.square()[..., None, :] * precision).sum(-1)
         log_prob = -0.5 * (square - precision.log().sum(-1) + self.n_features * math.log(2 * math.pi))
-        return log_prob.flatten(1)
+        return log_prob.flatten(-2)

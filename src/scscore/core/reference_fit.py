@@ -58,8 +58,8 @@ class ReferenceFit:
     ----------
     nll, accuracy
         Cross-validated negative log posterior (nats) and accuracy of the chosen shape.
-    cross_validation
-        The same for every candidate.
+    losses
+        Negative log posterior of every held-out cell, nats.
     held_out
         Held-out log densities of the shared components for the chosen shape, one ``(n, n_components)`` per fold.
     """
@@ -69,7 +69,7 @@ class ReferenceFit:
     shape: ReferenceShape
     nll: float
     accuracy: float
-    cross_validation: list[dict[str, float]]
+    losses: Array
     held_out: list[Array]
 
 
@@ -134,25 +134,54 @@ def fit_reference(
     log_prior
         Log prior of the classes, used in the cross-validated posterior.
     shapes
-        Candidates. The one with the lowest held-out negative log posterior wins.
+        Candidates, compared by the held-out negative log posterior.
     """
     y_held_out = np.concatenate([fold.y_held_out for fold in folds])
-    table, best = [], None
+    rows = np.arange(len(y_held_out))
+    candidates = []
     for shape in shapes:
         held_out = [_held_out_densities(fold, shape, n_classes) for fold in folds]
         weights = overlap_weights(np.concatenate(held_out), y_held_out, n_classes)
         joint = _mix(np.concatenate(held_out), weights) + log_prior
         log_posterior = joint - logsumexp(joint, axis=1, keepdims=True)
-        nll = -float(log_posterior[np.arange(len(y_held_out)), y_held_out].mean())
         accuracy = float((log_posterior.argmax(1) == y_held_out).mean())
-        table.append({**vars(shape), "nll": nll, "accuracy": accuracy})
-        if best is None or nll < best[0]:
-            best = nll, accuracy, shape, weights, held_out
-    if best is None:
-        raise ValueError("shapes must hold at least one candidate.")
-    nll, accuracy, shape, weights, held_out = best
-    whitening, reference = build_reference(x, y, n_classes=n_classes, shape=shape, weights=weights)
-    return ReferenceFit(whitening, reference, shape, nll, accuracy, table, held_out)
+        candidates.append(_Candidate(shape, -log_posterior[rows, y_held_out], accuracy, weights, held_out))
+    chosen = _choose(candidates)
+    whitening, reference = build_reference(x, y, n_classes=n_classes, shape=chosen.shape, weights=chosen.weights)
+    return ReferenceFit(
+        whitening=whitening,
+        reference=reference,
+        shape=chosen.shape,
+        nll=float(chosen.losses.mean()),
+        accuracy=chosen.accuracy,
+        losses=chosen.losses,
+        held_out=chosen.held_out,
+    )
+
+
+class _Candidate(NamedTuple):
+    shape: ReferenceShape
+    losses: Array
+    accuracy: float
+    weights: Array
+    held_out: list[Array]
+
+
+def _choose(candidates: Sequence[_Candidate]) -> _Candidate:
+    """The most features, then the lowest loss, among candidates within one standard error of the best.
+
+    The loss counts cells like those of the training set. Features that cost nothing there keep information for the
+    residual, for attribution, and for cells of other donors and chemistries.
+    """
+    best = min(candidates, key=lambda c: c.losses.mean())
+    good = [c for c in candidates if not clearly_worse(c.losses, best.losses)]
+    return max(good, key=lambda c: (c.shape.n_features, -c.losses.mean()))
+
+
+def clearly_worse(losses: Array, best: Array) -> bool:
+    """Whether the mean of `losses` exceeds that of `best` by more than one standard error of the paired difference."""
+    difference = losses - best
+    return bool(difference.mean() > difference.std() / np.sqrt(len(difference)))
 
 
 def build_reference(

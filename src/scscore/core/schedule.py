@@ -48,13 +48,29 @@ class NoiseSchedule:
         return torch.linspace(self.lam_max, self.lam_min, n_steps + 1, dtype=torch.float64)
 
 
+def broadcastable_level(lam: Tensor | float, z: Tensor) -> Tensor:
+    """Log SNR in the precision and on the device of `z`, with as many axes as `z`; the last one has length 1.
+
+    Parameters
+    ----------
+    lam
+        A scalar, or a tensor that broadcasts against ``(..., 1)``.
+    z
+        Points, shape ``(..., n_features)``.
+    """
+    lam = torch.as_tensor(lam, dtype=z.dtype, device=z.device)
+    return lam.reshape((1,) * z.ndim) if lam.ndim == 0 else lam
+
+
 @dataclass(frozen=True)
 class Jump:
     r"""Exact noising jumps :math:`z' = a z + s\eta` and their reverse kernels.
 
-    Given a prediction :math:`\hat\epsilon` of the noise in :math:`z'`, the reverse kernel is Gaussian with mean
-    ``from_noisy * z' + from_eps * eps`` and variance `variance` (derivation page, *Jumps*). A jump over any distance is
-    exact: nothing is inherited from finer steps. All fields have the shape of the two log SNRs.
+    Given a prediction :math:`\hat\epsilon` of the noise in :math:`z'`, the mean of :math:`z` is
+    ``from_noisy * z' + from_eps * eps``. A jump over any distance is exact: nothing is inherited from finer steps. The
+    variance of the reverse kernel is free, because it cancels between model and reference; it is chosen such that a jump
+    weighs exactly its length in log SNR, which keeps the bias of long jumps small (derivation page, *Jumps*). All fields
+    have the shape of the two log SNRs.
     """
 
     ratio: Tensor  #: a = alpha' / alpha
@@ -67,13 +83,13 @@ class Jump:
     def between(cls, lam: Tensor, lam_next: Tensor) -> Jump:
         """The jump from log SNR `lam` to the noisier `lam_next`."""
         alpha, alpha_next = NoiseSchedule.alpha(lam), NoiseSchedule.alpha(lam_next)
-        var, var_next = torch.sigmoid(-lam), torch.sigmoid(-lam_next)
+        var_next = torch.sigmoid(-lam_next)
         gain = -torch.expm1(lam_next - lam)  # 1 - SNR'/SNR, so that spread^2 = var' * gain without cancellation
-        from_clean = alpha * gain
+        from_eps = -alpha * gain * var_next.sqrt() / alpha_next
         return cls(
             ratio=alpha_next / alpha,
             spread=(var_next * gain).sqrt(),
-            from_noisy=alpha_next / alpha * var / var_next + from_clean / alpha_next,
-            from_eps=-from_clean * var_next.sqrt() / alpha_next,
-            variance=var * gain,
+            from_noisy=alpha / alpha_next,
+            from_eps=from_eps,
+            variance=from_eps.square() / (lam - lam_next),
         )

@@ -49,9 +49,9 @@ class TrainingConfig:
     max_steps
         Upper bound on the number of steps.
     check_every
-        Steps between two checks of the validation loss.
+        Steps between two checks.
     patience
-        Checks without improvement before training stops.
+        Checks without improvement before a run with validation cells stops.
     """
 
     discriminative_weight: float = 1.0
@@ -62,27 +62,29 @@ class TrainingConfig:
     average_decay: float = 0.99
     max_steps: int = 3000
     check_every: int = 25
-    patience: int = 10
+    patience: int = 6
 
 
 @dataclass
 class TrainingResult:
-    """Outcome of one training run.
+    """Course of one training run.
 
     Attributes
     ----------
-    n_steps
-        Number of steps of the weights that are kept (the best check, or all steps without validation).
-    steps, training_loss
-        Step number and mean training loss (nats per cell) since the last check.
+    steps
+        Steps made at every check; the first check is before training, where the model is the reference.
+    training_loss
+        Mean loss between the checks; NaN for the first.
     validation_loss
-        Negative log posterior of the validation cells, nats per cell; empty without validation.
+        Negative log posterior (nats per cell) of the validation cells at every check; empty without them.
+    log_likelihood
+        Log-likelihoods of the validation cells at every check, each ``(n, n_classes)``, nats.
     """
 
-    n_steps: int
     steps: list[int] = field(default_factory=list)
     training_loss: list[float] = field(default_factory=list)
     validation_loss: list[float] = field(default_factory=list)
+    log_likelihood: list[Tensor] = field(default_factory=list)
 
 
 def train(
@@ -93,6 +95,8 @@ def train(
     config: TrainingConfig,
     *,
     validation: tuple[Tensor, Tensor] | None = None,
+    n_steps: int = 8,
+    n_paths: int = 4,
     seed: int = 0,
     accelerator: str = "auto",
     devices: int | str | list[int] = 1,
@@ -117,7 +121,9 @@ def train(
     config
         Hyper-parameters.
     validation
-        Points and class indices for early stopping. Without them all ``config.max_steps`` are made.
+        Points and class indices of cells to watch, for early stopping. Without them all ``config.max_steps`` are made.
+    n_steps, n_paths
+        Sampling effort for the log-likelihoods of the validation cells.
     seed
         Seed of batches and noise.
     accelerator, devices, strategy
@@ -131,7 +137,7 @@ def train(
     """
     if checkpoint_dir is not None and (checkpoint_dir / _FINISHED).exists():
         return _read_finished(checkpoint_dir, model)
-    task = _DenoiserTask(model, z, y, log_prior, config, validation=validation, seed=seed)
+    task = _DenoiserTask(model, z, y, log_prior, config, validation=validation, effort=(n_steps, n_paths), seed=seed)
     callbacks: list[Callback] = [_Checks(config, progress=progress, description=description)]
     if checkpoint_dir is not None:
         callbacks.append(
@@ -155,22 +161,33 @@ def train(
         )
         steps = torch.utils.data.DataLoader(range(config.max_steps))  # type: ignore[arg-type]
         trainer.fit(task, steps, ckpt_path=last if last is not None and last.exists() else None, weights_only=True)
-    result = task.finish()
+    model.denoiser.load_state_dict(task.average.state_dict())  # type: ignore[union-attr]
+    model.cpu().eval()
     if checkpoint_dir is not None:
-        save_file(model.denoiser.state_dict(), checkpoint_dir / "denoiser.safetensors")  # type: ignore[union-attr]
-        (checkpoint_dir / _FINISHED).write_text(json.dumps(vars(result)))
-    return result
+        _write_finished(checkpoint_dir, model, task.result)
+    return task.result
+
+
+def _write_finished(directory: Path, model: ConditionalDiffusion, result: TrainingResult) -> None:
+    tensors = {f"denoiser.{name}": value for name, value in model.denoiser.state_dict().items()}  # type: ignore[union-attr]
+    if result.log_likelihood:
+        tensors["log_likelihood"] = torch.stack(result.log_likelihood)
+    save_file(tensors, directory / "finished.safetensors")
+    curves = {"steps": result.steps, "training_loss": result.training_loss, "validation_loss": result.validation_loss}
+    (directory / _FINISHED).write_text(json.dumps(curves))
 
 
 def _read_finished(directory: Path, model: ConditionalDiffusion) -> TrainingResult:
-    """The result of a stage that a checkpoint directory holds complete."""
-    model.denoiser.load_state_dict(load_file(directory / "denoiser.safetensors"))  # type: ignore[union-attr]
+    """The result of a run that a checkpoint directory holds complete."""
+    tensors = load_file(directory / "finished.safetensors")
+    log_likelihood = list(tensors.pop("log_likelihood", torch.empty(0)))
+    model.denoiser.load_state_dict({k.removeprefix("denoiser."): v for k, v in tensors.items()})  # type: ignore[union-attr]
     model.eval()
-    return TrainingResult(**json.loads((directory / _FINISHED).read_text()))
+    return TrainingResult(**json.loads((directory / _FINISHED).read_text()), log_likelihood=log_likelihood)
 
 
 class _DenoiserTask(pl.LightningModule):
-    """Loss, optimiser, moving average and best weights of one run."""
+    """Loss, optimiser, moving average and checks of one run."""
 
     def __init__(
         self,
@@ -181,6 +198,7 @@ class _DenoiserTask(pl.LightningModule):
         config: TrainingConfig,
         *,
         validation: tuple[Tensor, Tensor] | None,
+        effort: tuple[int, int],
         seed: int,
     ) -> None:
         super().__init__()
@@ -190,11 +208,8 @@ class _DenoiserTask(pl.LightningModule):
         self.average = copy.deepcopy(model.denoiser).requires_grad_(False).eval()
         self.config = config
         self.seed = seed
-        self.validation = validation
-        self.best: dict[str, Tensor] = {}
-        self.result = TrainingResult(n_steps=0)
-        self.best_loss = float("inf")
-        self.bad_checks = 0
+        self.validation, self.effort = validation, effort
+        self.result = TrainingResult()
         self.running: list[Tensor] = []
         data = {"z": z, "y": y, "log_prior": log_prior, "log_reference": model.reference.log_prob(z).to(z.dtype)}
         for name, value in data.items():
@@ -226,68 +241,50 @@ class _DenoiserTask(pl.LightningModule):
             average.lerp_(value, 1 - decay)
 
     def check(self) -> bool:
-        """Record the losses, keep the best weights; True when training should stop."""
-        self.result.steps.append(self.global_step)
-        if self.running:
-            self.result.training_loss.append(float(torch.stack(self.running).mean()))
-            self.running.clear()
+        """Record the losses; True when training should stop."""
+        result = self.result
+        result.steps.append(self.global_step)
+        result.training_loss.append(float(torch.stack(self.running).mean()) if self.running else float("nan"))
+        self.running.clear()
         if self.validation is None:
             return False
-        loss = self._validation_loss()
-        self.result.validation_loss.append(loss)
-        if loss < self.best_loss - 1e-4:
-            self.best_loss, self.bad_checks, self.result.n_steps = loss, 0, self.global_step
-            self.best = {name: value.clone() for name, value in self.average.state_dict().items()}
-        else:
-            self.bad_checks += 1
-        return self.bad_checks >= self.config.patience
-
-    def finish(self) -> TrainingResult:
-        """Put the kept weights into the model."""
-        if self.validation is None:
-            self.best, self.result.n_steps = self.average.state_dict(), self.global_step
-        self.model.denoiser.load_state_dict(self.best)  # type: ignore[union-attr]
-        self.model.eval()
-        return self.result
+        z, y = (value.to(self.device) for value in self.validation)
+        found = self._validation_log_likelihood(z)
+        result.log_likelihood.append(found.cpu())
+        result.validation_loss.append(float(cross_entropy(found + self.data_log_prior, y)))
+        best = min(range(len(result.steps)), key=result.validation_loss.__getitem__)
+        return len(result.steps) - 1 - best >= self.config.patience
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["scscore"] = {
-            "best": self.best,
-            "best_loss": self.best_loss,
-            "bad_checks": self.bad_checks,
-            **vars(self.result),
-        }
+        checkpoint["result"] = vars(self.result)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        saved = dict(checkpoint["scscore"])
-        self.best, self.best_loss, self.bad_checks = (saved.pop(key) for key in ("best", "best_loss", "bad_checks"))
-        self.result = TrainingResult(**saved)
+        self.result = TrainingResult(**checkpoint["result"])
 
     def _log_ratio(self, z: Tensor, generator: torch.Generator) -> Tensor:
         """Path log-ratio of model and reference, nats ``(n, n_classes)``: all jumps of all cells in one network pass."""
-        n, jumps = len(z), self.config.n_jumps
-        schedule = self.model.schedule
+        jumps, schedule = self.config.n_jumps, self.model.schedule
         width = (schedule.lam_max - schedule.lam_min) / jumps
-        shift = torch.rand(n, 1, generator=generator) - 0.5
-        lam = (schedule.lam_max - width * (torch.arange(jumps + 1) + shift)).to(z)
-        eta = torch.randn(jumps + 1, n, z.shape[1], generator=generator).to(z)
-        points = [NoiseSchedule.alpha(lam[:, :1]) * z + NoiseSchedule.sigma(lam[:, :1]) * eta[0]]
-        jump = Jump.between(lam[:, :-1], lam[:, 1:])
-        for i in range(jumps):
-            points.append(jump.ratio[:, i : i + 1] * points[-1] + jump.spread[:, i : i + 1] * eta[i + 1])
-        before, after = torch.stack(points[:-1], 1).flatten(0, 1), torch.stack(points[1:], 1).flatten(0, 1)
-        increments = dissipation_increment(
-            self.model, before, after, lam[:, :-1].reshape(-1, 1), lam[:, 1:].reshape(-1, 1)
-        )
-        return increments.unflatten(0, (n, jumps)).sum(1)
+        shift = torch.rand(1, generator=generator) - 0.5
+        lam = (schedule.lam_max - width * (torch.arange(jumps + 1) + shift)).to(z)[:, None, None]
+        eta = torch.randn(jumps + 1, *z.shape, generator=generator).to(z)
+        jump = Jump.between(lam[:-1], lam[1:])
+        points = [NoiseSchedule.alpha(lam[0]) * z + NoiseSchedule.sigma(lam[0]) * eta[0]]
+        for ratio, spread, step in zip(jump.ratio, jump.spread, eta[1:], strict=True):
+            points.append(ratio * points[-1] + spread * step)
+        path = torch.stack(points)
+        return dissipation_increment(self.model, path[:-1], path[1:], lam[:-1], lam[1:]).sum(0)
 
     @torch.inference_mode()
-    def _validation_loss(self) -> float:
-        z, y = (value.to(self.device) for value in self.validation)  # type: ignore[union-attr]
+    def _validation_log_likelihood(self, z: Tensor) -> Tensor:
         model = ConditionalDiffusion(self.model.schedule, self.model.reference, self.average)
-        noise = NoiseStream(self.seed)
-        estimate = dissipation(model, z, n_steps=self.config.n_jumps, n_paths=4, noise=noise).mean
-        return float(cross_entropy(estimate + self.data_log_prior, y))
+        n_steps, n_paths = self.effort
+        noise, size = NoiseStream(self.seed), 1024
+        parts = [
+            dissipation(model, z[i : i + size], n_steps=n_steps, n_paths=n_paths, noise=noise, start=i).mean
+            for i in range(0, len(z), size)
+        ]
+        return torch.cat(parts)
 
     def _seed_of_step(self) -> int:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self._trainer is not None else (0, 1)

@@ -1,0 +1,6 @@
+"""Stored results as data frames."""
+
+from scscore.get._likelihood import likelihood
+from scscore.get._posterior import posterior
+
+__all__ = ["likelihood", "posterior"]

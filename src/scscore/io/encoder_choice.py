@@ -8,14 +8,14 @@ import numpy as np
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from scscore.core.reference_fit import Array, Fold, ReferenceShape, fit_reference
+from scscore.core.reference_fit import Array, Fold, ReferenceShape, clearly_worse, fit_reference
 from scscore.io.folds import Split
 from scscore.io.readers import Chunk
 from scscore.io.representation import InputKind, PCAEncoder, log_normalise
 
 _DEFAULT_TARGET = 1e4
 _MAX_PCA_CELLS = 20_000
-_CHOICE_FEATURES, _CHOICE_FOLDS, _CHOICE_CELLS = 20, 2, 5_000
+_CHOICE_FEATURES, _CHOICE_CELLS = 20, 5_000
 
 
 def informative_genes(
@@ -46,31 +46,31 @@ def choose_target_sum(
     """Count total per cell with the lowest cross-validated negative log posterior of the reference.
 
     log1p of counts scaled to a small total is nearly linear, of counts scaled to 10,000 nearly binary: which one
-    separates the classes depends on the data. Compared are 10,000 and the median total, a third and a tenth of it.
+    separates the classes depends on the data. Compared are 10,000, and a third and a tenth of the median total; 10,000
+    stays where it is not clearly worse.
     """
     if kind == "log":
         return _DEFAULT_TARGET
     median = float(np.median(np.asarray(chunk.sum(axis=1)).ravel()))
-    candidates = [_DEFAULT_TARGET, *(t for t in (median, median / 3, median / 10) if t > 0)]
+    candidates = [_DEFAULT_TARGET, *(t for t in (median / 3, median / 10) if t > 0)]
     n_features = min(_CHOICE_FEATURES, chunk.shape[1])
-    scores = []
+    losses = []
     for target in candidates:
         folds = []
-        for train, test in splits[:_CHOICE_FOLDS]:
+        for train, test in splits:
             train, test = _thin(train, _CHOICE_CELLS), _thin(test, _CHOICE_CELLS)
             if len(np.unique(y[train])) < len(log_prior):
                 return _DEFAULT_TARGET
             encoder = PCAEncoder.fit(chunk[train], np.array([]), n_features=n_features, kind=kind, target_sum=target)
             folds.append(Fold(encoder.encode(chunk[train]), y[train], encoder.encode(chunk[test]), y[test]))
         width = min(fold.x_train.shape[1] for fold in folds)
-        shapes = [ReferenceShape(d, a) for d in {max(1, width // 2), width} for a in (0.0, 0.6)]
-        first = folds[0]
-        scores.append(
-            fit_reference(
-                folds, first.x_train, first.y_train, n_classes=len(log_prior), log_prior=log_prior, shapes=shapes
-            ).nll
+        first, shapes = folds[0], [ReferenceShape(width, amount) for amount in (0.0, 0.6)]
+        fitted = fit_reference(
+            folds, first.x_train, first.y_train, n_classes=len(log_prior), log_prior=log_prior, shapes=shapes
         )
-    return candidates[int(np.argmin(scores))]
+        losses.append(fitted.losses)
+    best = int(np.argmin([loss.mean() for loss in losses]))
+    return candidates[best] if clearly_worse(losses[0], losses[best]) else _DEFAULT_TARGET
 
 
 def fit_encoders(

@@ -1,0 +1,12 @@
+"""Plots of stored results.
+
+Every function draws into `ax`, or into a figure of its own whose size follows from the number of classes. With
+``show=None`` a figure of its own is shown if ``scanpy.settings.autoshow`` is on, and a given `ax` is not. What is shown
+returns ``None``, what is not returns the ``Axes``; ``return_fig=True`` returns the ``Figure`` and shows nothing.
+"""
+
+from scscore.pl._confusion import confusion
+from scscore.pl._posterior import posterior
+from scscore.pl._training import training
+
+__all__ = ["confusion", "posterior", "training"]

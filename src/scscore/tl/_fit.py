@@ -25,7 +25,7 @@ from scscore.io.representation import ObsmRepresentation, Representation, obsm_a
 from scscore.model import Calibration, Prior, ScoreModel, json_params, jsonable, resolve_prior
 from scscore.tl._validate import check_positive, condition_labels, group_labels, seed_of
 
-_N_FEATURES = (10, 20, 30, 50)
+_N_FEATURES = (20, 30, 50)
 _MAX_CHOICE_CELLS = 10_000
 
 
@@ -76,10 +76,10 @@ def fit(
     n_top_genes
         Use only this many highly variable genes. ``None``: all genes.
     n_comps
-        Number of principal components. ``None``: chosen by cross-validation among 10, 20, 30 and 50.
+        Number of principal components. ``None``: chosen by cross-validation among 20, 30 and 50.
     split_key
         Column of ``obs`` with donors, batches or replicates. Whole groups are then held out in cross-validation and
-        validation, so that choices and temperature hold for new groups.
+        validation, so that choices and temperature hold for new groups. Needs at least four groups.
     prior
         Class prior of the posterior: ``"train"`` (class frequencies), ``"uniform"``, a mapping or an array. It can be replaced
         in :func:`scscore.tl.classify`.
@@ -187,7 +187,7 @@ def fit(
     calibration = Calibration()
     outcome = fit_conditional_diffusion(
         [_subsample(fold, _MAX_CHOICE_CELLS, seed) for fold in folds],
-        folds[0],
+        folds,
         x,
         y,
         n_classes=len(classes),
@@ -230,9 +230,9 @@ def fit(
         "params": json_params(params),
         "model_hash": model.hash,
         "version": __version__,
-        "training_steps": np.array(outcome.training.steps),
-        "training_loss": np.array(outcome.training.training_loss),
-        "validation_loss": np.array(outcome.training.validation_loss),
+        "training_steps": np.array(outcome.steps),
+        "training_loss": np.array(outcome.training_loss),
+        "validation_loss": np.array(outcome.validation_loss),
     }
     logger.info("%s\nwrote uns[%r]", model.summary(), keys.uns)
     return model

@@ -1,0 +1,238 @@
+"""The ``scscore`` command: fit and classify on files, for pipelines, and a demo."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+# whatever loads torch or scanpy is imported inside the functions that need it
+from scscore._logging import logger
+from scscore._version import __version__
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from scscore.io.keys import Keys
+
+SUFFIXES = (".h5ad", ".zarr")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, or 2 after an error that the user can repair.
+
+    Parameters
+    ----------
+    argv
+        Arguments; ``None`` takes those of the process.
+    """
+    arguments = _parser().parse_args(argv)
+    level = logger.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", module=r"scscore(\.|$)")
+        warnings.showwarning = lambda message, *_args, **_kwargs: _say("warning", message)
+        if arguments.quiet:
+            logger.setLevel(logging.ERROR)
+            warnings.simplefilter("ignore")
+        try:
+            arguments.run(arguments)
+        except (ValueError, KeyError, OSError) as error:  # ModelFileError is a ValueError
+            _say("error", error.args[0] if isinstance(error, KeyError) and error.args else error)
+            return 2
+        except KeyboardInterrupt:
+            _say("error", "interrupted")
+            return 130
+        finally:
+            logger.setLevel(level)
+    return 0
+
+
+def _say(kind: str, message: object) -> None:
+    print(f"scscore: {kind}: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="scscore",
+        description="Diffusion models as calibrated classifiers of single cells, on .h5ad and .zarr files.",
+        epilog="Exit status: 0, or 2 after an error in the arguments or in the data. Results go to files, messages to stderr.",
+    )
+    parser.add_argument("--version", action="version", version=f"scscore {__version__}")
+    commands = parser.add_subparsers(required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> Callable[..., argparse.Action]:
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub.set_defaults(run=run)
+        sub.add_argument("--quiet", action="store_true", help="no messages, warnings or progress bars, only errors")
+        return sub.add_argument
+
+    add = command("fit", _fit, "train a model on labelled cells and write it to a directory")
+    add("reference", metavar="REF", type=Path, help="labelled cells, .h5ad or .zarr")
+    add("--condition", required=True, metavar="COLUMN", help="column of obs with the classes")
+    add("--model", required=True, metavar="DIR", type=Path, help="model directory to write, e.g. pbmc.scscore")
+    add("--layer", help="layer with the values (default: X)")
+    add("--use-rep", metavar="KEY", help="representation in obsm to use instead of the model's own encoder")
+    add("--input", choices=["auto", "counts", "log"], default="auto", help="what the values are (default: auto)")
+    add("--n-top-genes", type=int, metavar="N", help="use only this many highly variable genes (default: all)")
+    add("--n-comps", type=int, metavar="N", help="principal components (default: chosen by cross-validation)")
+    add("--split-key", metavar="COLUMN", help="column of obs with donors or batches, held out as a whole in validation")
+    add("--prior", choices=["train", "uniform"], default="train", help="class prior (default: train, the frequencies)")
+    add("--objective", choices=["hybrid", "generative"], default="hybrid", help="training loss (default: hybrid)")
+    add("--max-epochs", type=int, metavar="N", help="upper bound on training")
+    add("--accelerator", default="auto", help="cpu, gpu, ... as in Lightning (default: auto)")
+    add("--devices", default="1", help="number of devices, or a list such as 0,1 (default: 1)")
+    add("--checkpoint-dir", type=Path, metavar="DIR", help="checkpoints, to resume an interrupted fit")
+    add("--seed", type=int, default=0, help="the same seed gives the same model (default: 0)")
+    add("--overwrite", action="store_true", help="replace an existing model")
+
+    add = command("classify", _classify, "label cells with a model and write them with the results")
+    add("query", metavar="QUERY", type=Path, help="cells, .h5ad or .zarr")
+    add("--model", required=True, metavar="DIR", type=Path, help="model directory that fit wrote")
+    add("--out", required=True, type=Path, help="file to write, .h5ad or .zarr; replaced if it is there")
+    add("--csv", type=Path, help="labels and their confidence as a table, too")
+    add("--layer", help="layer with the values (default: X)")
+    add("--prior", choices=["train", "uniform"], help="class prior (default: that of the fit)")
+    add("--n-steps", type=int, metavar="N", help="jumps per noising trajectory")
+    add("--n-paths", type=int, metavar="N", help="trajectories per cell, an even number")
+    add("--batch-size", type=int, default=1024, metavar="N", help="cells per chunk (default: 1024)")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: auto)")
+    add("--key-added", default="scscore", metavar="KEY", help="name of all slots that are written (default: scscore)")
+    add("--seed", type=int, default=0, help="the same seed gives the same result (default: 0)")
+
+    add = command("demo", _demo, "fit and classify blood cells that scanpy ships; tables, figures and a file")
+    add("--out", type=Path, default=Path("demo"), metavar="DIR", help="directory to write (default: demo)")
+    return parser
+
+
+def _fit(arguments: argparse.Namespace) -> None:
+    if arguments.model.is_file():  # found before minutes of training
+        raise FileExistsError(f"{arguments.model} is a file; give --model the name of a directory.")
+    if (arguments.model / "model.json").exists() and not arguments.overwrite:
+        raise FileExistsError(f"{arguments.model} already holds a model; add --overwrite to replace it.")
+    adata = _read(arguments.reference)
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    from scscore import tl
+
+    same = ("layer", "use_rep", "input", "n_top_genes", "n_comps", "split_key", "prior", "objective", "max_epochs")
+    try:
+        model = tl.fit(
+            adata,
+            arguments.condition,
+            **{name: getattr(arguments, name) for name in same},
+            accelerator=arguments.accelerator,
+            devices=int(arguments.devices) if arguments.devices.isdecimal() else arguments.devices,
+            checkpoint_dir=arguments.checkpoint_dir,
+            rng=arguments.seed,
+            progress=_progress(arguments),
+        )
+    except MisconfigurationException as error:
+        raise ValueError(f"--accelerator {arguments.accelerator} --devices {arguments.devices}: {error}") from error
+    model.save(arguments.model, overwrite=arguments.overwrite)
+    logger.info("wrote %s", arguments.model)
+
+
+def _classify(arguments: argparse.Namespace) -> None:
+    query, out = arguments.query, arguments.out
+    _check_suffix(out)
+    if out.resolve() == query.resolve():
+        raise ValueError(f"--out {out} is the query itself; give another file.")
+    backed = query.suffix == out.suffix == ".h5ad"  # values then stay on disk and are copied with the file
+    adata = _read(query, backed=backed)
+    import torch
+
+    from scscore import load, tl
+    from scscore.io.keys import Keys
+
+    try:
+        torch.empty(0, device="cpu" if arguments.device == "auto" else arguments.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {arguments.device} cannot be used: {str(error).splitlines()[0]}") from error
+    model, keys = load(arguments.model), Keys(arguments.key_added)
+    same = ("layer", "prior", "n_steps", "n_paths", "batch_size", "device", "key_added")
+    tl.classify(
+        adata,
+        model,
+        **{name: getattr(arguments, name) for name in same},
+        rng=arguments.seed,
+        progress=_progress(arguments),
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.stem}.partial{out.suffix}")  # a run that dies leaves no half-written result
+    try:
+        if adata.isbacked:
+            shutil.copyfile(query, partial)
+            _update(partial, adata, keys)
+        else:
+            adata.write_h5ad(partial) if out.suffix == ".h5ad" else adata.write_zarr(partial)
+        _remove(out)
+        os.replace(partial, out)
+    finally:
+        _remove(partial)
+    logger.info("wrote %s", out)
+    if arguments.csv is not None:
+        columns = {getattr(keys, name): name for name in ("label", "confidence", "entropy", "mcse")}
+        table = adata.obs[list(columns)].rename(columns=columns).rename_axis("cell")
+        arguments.csv.parent.mkdir(parents=True, exist_ok=True)
+        table.to_csv(arguments.csv)
+        logger.info("wrote %s", arguments.csv)
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from scscore._demo import run
+
+    run(arguments.out, say=(lambda _text: None) if arguments.quiet else print)
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path}: the name must end in {' or '.join(SUFFIXES)}.")
+
+
+def _read(path: Path, *, backed: bool = False) -> AnnData:
+    """An AnnData file by its suffix; ValueError or FileNotFoundError that names the file."""
+    _check_suffix(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist.")
+    import anndata as ad
+
+    try:
+        adata = ad.read_zarr(path) if path.suffix == ".zarr" else ad.read_h5ad(path, backed="r" if backed else None)
+        rows_on_disk = getattr(adata.X, "format", "csr") == "csr"  # rows of a CSC matrix cannot be read cheaply
+        return adata.to_memory() if backed and not rows_on_disk else adata
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read as AnnData: {error}") from error
+
+
+def _update(file: Path, adata: AnnData, keys: Keys) -> None:
+    """Write the results of classify into a copy of the query's file."""
+    import h5py
+    from anndata.io import write_elem
+
+    with h5py.File(file, "r+") as store:
+        write_elem(store, "obs", adata.obs)
+        for key in (keys.log_likelihood, keys.posterior):
+            write_elem(store.require_group("obsm"), key, adata.obsm[key])
+        write_elem(store.require_group("uns"), keys.uns, adata.uns[keys.uns])
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _progress(arguments: argparse.Namespace) -> bool:
+    return not arguments.quiet and sys.stderr.isatty()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

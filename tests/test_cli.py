@@ -1,0 +1,238 @@
+"""The command line: what it writes is what the Python calls give, and errors are one line with exit status 2."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+import scscore as scs
+from scscore.cli import main
+
+CLASSES = ["CD4/CD8 α", 'Ärzte, "b"', "c"]
+
+
+def toy(**changes: object) -> ad.AnnData:
+    """Counts with known classes, a layer, a representation and class names that break careless writers."""
+    cells = scs.datasets.toy_gaussians(n_obs=90, n_features=5)
+    counts = np.random.default_rng(0).poisson(np.exp(cells.X.clip(-3, 4)) + 1.0)
+    adata = ad.AnnData(sp.csr_matrix(counts.astype(np.float32)), obs=cells.obs, var=cells.var, obsm=dict(cells.obsm))
+    adata.obs["class"] = adata.obs["class"].cat.rename_categories(CLASSES)
+    adata.obs["score"] = np.linspace(0, 1, 90)
+    adata.layers["logged"] = sp.csr_matrix(np.log1p(counts / counts.sum(1, keepdims=True) * 1e4).astype(np.float32))
+    for name, value in changes.items():
+        setattr(adata, name, value)
+    return adata
+
+
+def write(adata: ad.AnnData, path: Path) -> Path:
+    adata.write_zarr(path) if path.suffix == ".zarr" else adata.write_h5ad(path)
+    return path
+
+
+def read(path: Path) -> ad.AnnData:
+    return ad.read_zarr(path) if path.suffix == ".zarr" else ad.read_h5ad(path)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the toy data in both formats and a model of it."""
+    folder = tmp_path_factory.mktemp("cli")
+    for suffix in (".h5ad", ".zarr"):
+        write(toy(), folder / f"toy{suffix}")
+    status = main(
+        ["fit", f"{folder}/toy.zarr", "--condition", "class", "--model", f"{folder}/toy.scscore", "--max-epochs", "1"]
+        + ["--accelerator", "cpu", "--n-comps", "3", "--seed", "1", "--quiet"]
+    )
+    assert status == 0
+    return folder
+
+
+def test_fit_is_the_fit_of_python(files: Path) -> None:
+    model = scs.load(files / "toy.scscore")
+    expected = scs.tl.fit(toy(), "class", n_comps=3, max_epochs=1, accelerator="cpu", rng=1, progress=False)
+    assert model.hash == expected.hash
+    assert model.classes.tolist() == sorted(CLASSES)
+
+
+@pytest.mark.parametrize("source", [".h5ad", ".zarr"])
+@pytest.mark.parametrize("target", [".h5ad", ".zarr"])
+def test_classify_writes_what_python_writes(files: Path, tmp_path: Path, source: str, target: str) -> None:
+    out, csv = tmp_path / "new" / f"out{target}", tmp_path / "new" / "labels.csv"
+    arguments = ["classify", f"{files}/toy{source}", "--model", f"{files}/toy.scscore", "--out", str(out)]
+    options = ["--csv", str(csv), "--key-added", "mine", "--prior", "uniform", "--seed", "4", "--batch-size", "40"]
+    assert main([*arguments, *options, "--n-steps", "3", "--n-paths", "2", "--device", "cpu", "--quiet"]) == 0
+
+    expected, model = toy(), scs.load(files / "toy.scscore")
+    settings = {"prior": "uniform", "n_steps": 3, "n_paths": 2, "key_added": "mine", "rng": 4, "device": "cpu"}
+    scs.tl.classify(expected, model, **settings, progress=False)
+    found = read(out)
+    pd.testing.assert_frame_equal(found.obs, expected.obs, check_exact=False, rtol=1e-5)
+    assert set(found.obs["mine_label"].cat.categories) == set(CLASSES)
+    for key in expected.obsm:
+        np.testing.assert_allclose(found.obsm[key], expected.obsm[key], rtol=1e-4, atol=1e-5)
+    assert (found.X != expected.X).nnz == 0 and "logged" in found.layers
+    assert found.uns["mine"]["model_hash"] == model.hash and found.uns["mine"]["classes"].tolist() == sorted(CLASSES)
+
+    table = pd.read_csv(csv, index_col="cell")
+    assert table.columns.tolist() == ["label", "confidence", "entropy", "mcse"]
+    assert table["label"].tolist() == found.obs["mine_label"].tolist()
+    np.testing.assert_allclose(table["confidence"], found.obs["mine_confidence"], rtol=1e-5)
+    assert sorted(p.name for p in out.parent.iterdir()) == ["labels.csv", out.name]  # no partial file stays
+
+
+def test_classify_replaces_an_older_result(files: Path, tmp_path: Path) -> None:
+    arguments = ["classify", f"{files}/toy.h5ad", "--model", f"{files}/toy.scscore", "--quiet"]
+    for suffix in (".h5ad", ".zarr"):
+        out = tmp_path / f"out{suffix}"
+        assert main([*arguments, "--out", str(out), "--key-added", "first"]) == 0
+        assert main([*arguments, "--out", str(out), "--key-added", "second"]) == 0
+        assert "second_label" in read(out).obs and "first_label" not in read(out).obs
+
+
+def test_csc_values_and_layers_are_read(files: Path, tmp_path: Path) -> None:
+    columns = write(toy(X=sp.csc_matrix(toy().X)), tmp_path / "csc.h5ad")
+    layer = toy()
+    layer.layers["counts"], layer.X = layer.X, layer.layers["logged"]
+    write(layer, tmp_path / "layer.h5ad")
+    common = ["--model", f"{files}/toy.scscore", "--quiet", "--out"]
+    outs = [tmp_path / f"{name}.h5ad" for name in ("a", "b", "c")]
+    assert main(["classify", f"{files}/toy.h5ad", *common, str(outs[0])]) == 0
+    assert main(["classify", str(columns), *common, str(outs[1])]) == 0
+    assert main(["classify", f"{tmp_path}/layer.h5ad", "--layer", "counts", *common, str(outs[2])]) == 0
+    first, *others = [read(out).obsm["scscore_posterior"] for out in outs]
+    for other in others:
+        np.testing.assert_allclose(other, first, rtol=1e-4, atol=1e-6)
+
+
+def test_log_goes_to_stderr_unless_quiet(files: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "scscore.cli", "classify", f"{files}/toy.h5ad", "--model", f"{files}/toy.scscore"]
+    loud = subprocess.run([*command, "--out", f"{tmp_path}/a.h5ad"], capture_output=True, text=True, check=True)
+    assert "classified 90 cells" in loud.stderr and f"wrote {tmp_path}/a.h5ad" in loud.stderr and not loud.stdout
+
+
+FIT = ["fit", "{files}/toy.h5ad", "--condition", "class", "--model", "{tmp}/new.scscore"]
+CLASSIFY = ["classify", "{files}/toy.h5ad", "--model", "{files}/toy.scscore", "--out", "{tmp}/out.h5ad"]
+
+
+def changed(arguments: list[str], **options: str) -> list[str]:
+    """Arguments with the first (``source=``) or an option replaced or added."""
+    new = [arguments[0], options.pop("source", arguments[1]), *arguments[2:]]
+    for name, value in options.items():
+        flag = "--" + name.replace("_", "-")
+        if flag in new:
+            new[new.index(flag) + 1] = value
+        else:
+            new += [flag, value]
+    return new
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (changed(FIT, source="{tmp}/absent.h5ad"), ["absent.h5ad", "does not exist"]),
+        (changed(FIT, source="{tmp}/absent.zarr"), ["absent.zarr", "does not exist"]),
+        (changed(FIT, source="{tmp}/table.csv"), ["table.csv", ".h5ad or .zarr"]),
+        (changed(FIT, source="{tmp}/broken.h5ad"), ["broken.h5ad", "cannot be read"]),
+        (changed(FIT, source="{tmp}/broken.zarr"), ["broken.zarr", "cannot be read"]),
+        (changed(FIT, condition="type"), ["condition='type'", "class"]),
+        (changed(FIT, condition="score"), ["condition='score'", "continuous"]),
+        (changed(FIT, layer="nolayer"), ["layer='nolayer'", "logged"]),
+        (changed(FIT, use_rep="X_none"), ["use_rep='X_none'", "X_toy"]),
+        (changed(FIT, use_rep="X_toy", n_comps="2"), ["use_rep="]),
+        (changed(FIT, split_key="donor"), ["split_key='donor'"]),
+        (changed(FIT, input="log"), ["input='log'", "whole numbers"]),
+        (changed(FIT, n_comps="0"), ["n_comps", "positive"]),
+        (changed(FIT, seed="-1"), ["non-negative"]),
+        (changed(FIT, model="{files}/toy.scscore"), ["toy.scscore", "--overwrite"]),
+        (changed(FIT, model="{files}/toy.h5ad"), ["toy.h5ad", "is a file"]),
+        (changed(CLASSIFY, source="{tmp}/absent.h5ad"), ["absent.h5ad", "does not exist"]),
+        (changed(CLASSIFY, out="{tmp}/out.csv"), ["out.csv", ".h5ad or .zarr"]),
+        (changed(CLASSIFY, out="{files}/toy.h5ad"), ["the query itself"]),
+        (changed(CLASSIFY, model="{tmp}/absent"), ["absent", "model.json is missing"]),
+        (changed(CLASSIFY, model="{tmp}/broken.scscore"), ["model.json", "damaged"]),
+        (changed(CLASSIFY, layer="nolayer"), ["layer='nolayer'"]),
+        (changed(CLASSIFY, layer="logged"), ["raw counts are expected"]),
+        (changed(CLASSIFY, n_paths="3"), ["n_paths", "even"]),
+        (changed(CLASSIFY, key_added="a/b"), ["key_added", "a/b"]),
+        (changed(CLASSIFY, device="abacus"), ["--device abacus"]),
+    ],
+    ids=lambda value: None if not value or value[0] not in ("fit", "classify") else value[0],
+)
+def test_errors_are_one_line(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: list[str]
+) -> None:
+    (tmp_path / "table.csv").touch()
+    (tmp_path / "broken.h5ad").write_text("not an HDF5 file")
+    (tmp_path / "broken.zarr").mkdir()
+    (tmp_path / "broken.scscore").mkdir()
+    for name in ("model.json", "model.safetensors"):
+        whole = (files / "toy.scscore" / name).read_bytes()
+        (tmp_path / "broken.scscore" / name).write_bytes(whole[: len(whole) // 2])
+    before = sorted(tmp_path.rglob("*"))
+    assert main([argument.format(files=files, tmp=tmp_path) for argument in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("scscore: error: ") and err.count("\n") == 1 and not out
+    assert all(word in err for word in words), err
+    assert "Traceback" not in err and not err.startswith('scscore: error: "')
+    assert sorted(tmp_path.rglob("*")) == before  # nothing half-written
+
+
+def test_error_of_the_process() -> None:
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "scscore.cli",
+        "fit",
+        "absent.h5ad",
+        "--condition",
+        "c",
+        "--model",
+        "m",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "scscore: error: absent.h5ad does not exist.\n" and not done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["fit", "--help"], ["classify", "--help"], ["--version"]])
+def test_help_and_version(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    expected = {"--help": ["fit", "classify", "demo"], "--version": [scs.__version__]}.get(
+        arguments[0], ["--model DIR"]
+    )
+    assert all(word in text for word in expected)
+
+
+def test_unknown_commands_and_options_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["train"], ["fit"], ["fit", "a.h5ad", "--condition", "c", "--model", "m", "--prior", "flat"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 2
+        assert "error" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--out", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line[:20].strip(): line[20:].split() for line in lines if line.startswith(("scscore", "logistic"))}
+    assert set(rows) == {"scscore", "logistic regression"}
+    cells = ad.read_h5ad(tmp_path / "pbmc_classified.h5ad")
+    accuracy = (cells.obs["cell_type"].astype(str) == cells.obs["scscore_label"].astype(str)).mean()
+    assert float(rows["scscore"][0]) == pytest.approx(accuracy, abs=1e-3)
+    assert all(0.6 < float(row[0]) <= 1 for row in rows.values())
+    figures = {path.name: path.stat().st_size for path in tmp_path.glob("*.png")}
+    assert (
+        set(figures) == {"training.png", "confusion.png", "posterior.png", "umap.png"} and min(figures.values()) > 5000
+    )
+    assert scs.load(tmp_path / "pbmc.scscore").hash == cells.uns["scscore"]["model_hash"]
