@@ -7,10 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 from _tasks import Task
+from anndata import AnnData
 
-KIND_ARGUMENTS: dict[str, dict[str, Any]] = {"counts": {}, "log": {"input": "log"}, "protein": {}}
+KIND_ARGUMENTS: dict[str, dict[str, Any]] = {"counts": {}, "log": {"input": "log"}, "protein": {"use_rep": "X_clr"}}
 """What a user has to declare about the values; everything else is left at its default for every task."""
+
+
+def add_clr(adata: AnnData) -> None:
+    """Centred log-ratio of antibody counts into ``obsm["X_clr"]``, as users of CITE-seq data do."""
+    x = adata.X.toarray() if sp.issparse(adata.X) else np.asarray(adata.X)
+    log = np.log1p(x)
+    adata.obsm["X_clr"] = log - log.mean(axis=1, keepdims=True)
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,9 @@ def run_scscore(task: Task, *, seed: int) -> ScscoreResult:
 
     train, test = task.cells(task.train), task.cells(task.test)
     test.obs = test.obs.drop(columns=task.condition)  # the label cannot leak
+    if task.kind == "protein":
+        add_clr(train)
+        add_clr(test)
     start = time.perf_counter()
     model = scs.tl.fit(
         train,

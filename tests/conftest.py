@@ -47,7 +47,9 @@ def round_trip(tmp_path: Path) -> Callable[[AnnData], None]:
     return check
 
 
-def make_counts(n_obs: int = 240, n_vars: int = 60, names: tuple[str, ...] = ("B/naïve", "T cell", "γδ"), seed: int = 0) -> AnnData:
+def make_counts(
+    n_obs: int = 240, n_vars: int = 60, names: tuple[str, ...] = ("B/naïve", "T cell", "γδ"), seed: int = 0
+) -> AnnData:
     """Poisson counts with ten marker genes per class."""
     rng = np.random.default_rng(seed)
     y = np.arange(n_obs) % len(names)
@@ -66,6 +68,12 @@ def make_counts(n_obs: int = 240, n_vars: int = 60, names: tuple[str, ...] = ("B
 def counts() -> AnnData:
     """240 cells of three classes (with awkward names) and 60 genes, CSR counts."""
     return make_counts()
+
+
+@pytest.fixture
+def few_counts() -> AnnData:
+    """12 cells of three classes."""
+    return make_counts(n_obs=12)
 
 
 @pytest.fixture(scope="session")

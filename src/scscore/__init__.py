@@ -1,8 +1,29 @@
 """Thermodynamic score-based inference: diffusion models as calibrated, interpretable classifiers of single cells."""
 
-from scscore import datasets, get, pl, tl
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from scscore._version import __version__
-from scscore.io.model_files import ModelFileError
-from scscore.model import ScoreModel, load
+
+if TYPE_CHECKING:
+    from scscore import datasets, get, pl, tl
+    from scscore.io.model_files import ModelFileError
+    from scscore.model import ScoreModel, load
 
 __all__ = ["ModelFileError", "ScoreModel", "__version__", "datasets", "get", "load", "pl", "tl"]
+
+# torch, scanpy and lightning take seconds to import: what needs them is imported when it is first used
+_SUBMODULES = ("datasets", "get", "pl", "tl")
+_OBJECTS = {"ModelFileError": "scscore.io.model_files", "ScoreModel": "scscore.model", "load": "scscore.model"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return import_module(f"scscore.{name}")
+    if name in _OBJECTS:
+        return getattr(import_module(_OBJECTS[name]), name)
+    raise AttributeError(f"module 'scscore' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -77,7 +77,9 @@ class ScoreModel:
         self.params = params
 
     def __repr__(self) -> str:
-        return f"ScoreModel of {self.params['condition']!r}: {len(self.classes)} classes, {self.class_counts.sum()} cells"
+        return (
+            f"ScoreModel of {self.params['condition']!r}: {len(self.classes)} classes, {self.class_counts.sum()} cells"
+        )
 
     @property
     def genes(self) -> NDArray[np.str_] | None:
@@ -136,7 +138,15 @@ class ScoreModel:
         return self.whitening(torch.from_numpy(self.representation.transform(adata, layer=layer)))
 
     def log_likelihood(
-        self, z: torch.Tensor, *, n_steps: int, n_paths: int, seed: int, batch_size: int, device: str = "cpu", progress: bool = False
+        self,
+        z: torch.Tensor,
+        *,
+        n_steps: int,
+        n_paths: int,
+        seed: int,
+        batch_size: int,
+        device: str = "cpu",
+        progress: bool = False,
     ) -> Iterator[tuple[slice, LogLikelihood]]:
         """Log p(x given class) of encoded cells in the model's representation, chunk by chunk.
 
@@ -222,7 +232,11 @@ class ScoreModel:
         )
 
     def _tensors(self) -> Tensors:
-        parts = {"whitening": self.whitening, "reference": self.diffusion.reference, "denoiser": self.diffusion.denoiser}
+        parts = {
+            "whitening": self.whitening,
+            "reference": self.diffusion.reference,
+            "denoiser": self.diffusion.denoiser,
+        }
         tensors = {
             f"{prefix}.{name}": value.detach().cpu().numpy()
             for prefix, module in parts.items()

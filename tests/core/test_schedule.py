@@ -27,7 +27,9 @@ def test_one_long_jump_equals_two_short_ones(middle: float):
 def test_a_jump_ends_at_the_noise_of_its_level():
     lam, lam_next = torch.tensor(2.0, dtype=torch.float64), torch.tensor(-1.0, dtype=torch.float64)
     jump = Jump.between(lam, lam_next)
-    torch.testing.assert_close((jump.ratio * NoiseSchedule.sigma(lam)) ** 2 + jump.spread**2, NoiseSchedule.sigma(lam_next) ** 2)
+    torch.testing.assert_close(
+        (jump.ratio * NoiseSchedule.sigma(lam)) ** 2 + jump.spread**2, NoiseSchedule.sigma(lam_next) ** 2
+    )
     torch.testing.assert_close(jump.ratio * NoiseSchedule.alpha(lam), NoiseSchedule.alpha(lam_next))
 
 

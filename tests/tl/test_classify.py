@@ -118,7 +118,7 @@ def test_shuffled_and_extra_genes_change_nothing(counts: AnnData, model: scs.Sco
     np.testing.assert_allclose(posterior(counts[:, order].copy(), model), posterior(counts, model), atol=1e-5)
     extra = counts.copy()
     extra.var_names = [f"new{j}" for j in range(counts.n_vars)]
-    joined = ad.concat([counts, extra], axis="columns", merge="first")
+    joined = ad.concat([counts, extra], axis="var", merge="first")
     joined = joined[:, np.random.default_rng(1).permutation(joined.n_vars)].copy()
     np.testing.assert_allclose(posterior(joined, model), posterior(counts, model), atol=1e-5)
 

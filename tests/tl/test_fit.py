@@ -84,7 +84,9 @@ def test_cells_without_a_label_are_left_out(counts: AnnData, caplog: pytest.LogC
 
 
 def test_use_rep_needs_the_same_representation(counts: AnnData):
-    counts.obsm["X_rep"] = np.random.default_rng(0).normal(size=(240, 5)) + counts.obs["cell_type"].cat.codes.to_numpy()[:, None]
+    counts.obsm["X_rep"] = (
+        np.random.default_rng(0).normal(size=(240, 5)) + counts.obs["cell_type"].cat.codes.to_numpy()[:, None]
+    )
     model = scs.tl.fit(counts, "cell_type", use_rep="X_rep", max_epochs=2, progress=False)
     assert model.genes is None
     scs.tl.classify(counts, model, progress=False)
@@ -117,13 +119,10 @@ def test_groups_are_held_out_whole(counts: AnnData):
         fit(counts, split_key="pair")
 
 
-def test_rare_classes_and_few_cells_fit():
-    from tests_helpers import make_counts
-
-    few = make_counts(n_obs=12)
-    model = fit(few, max_epochs=1)
-    scs.tl.classify(few, model, progress=False)
-    assert np.isfinite(few.obsm["scscore_posterior"]).all()
+def test_rare_classes_and_few_cells_fit(few_counts: AnnData):
+    model = fit(few_counts, max_epochs=1)
+    scs.tl.classify(few_counts, model, progress=False)
+    assert np.isfinite(few_counts.obsm["scscore_posterior"]).all()
 
 
 @pytest.mark.parametrize("stage", ["validation_1", "all_cells"])

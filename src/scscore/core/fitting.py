@@ -119,14 +119,18 @@ def fit_conditional_diffusion(
     chosen = fit_reference(folds, x, y, n_classes=n_classes, log_prior=log_prior, shapes=shapes)
     prior = torch.from_numpy(log_prior).to(torch.float32)
 
-    def run(name: str, model: ConditionalDiffusion, z: Tensor, labels: NDArray[np.integer], **more: Any) -> TrainingResult:
+    def run(
+        name: str, model: ConditionalDiffusion, z: Tensor, labels: NDArray[np.integer], **more: Any
+    ) -> TrainingResult:
         directory = None if checkpoint_dir is None else checkpoint_dir / name.replace(" ", "_")
         common = {"seed": seed, "checkpoint_dir": directory, "progress": progress, "description": f"fit: {name}"}
         return train(model, z, _labels(labels), prior, **{"config": config, **common, **trainer, **more})
 
-    results, truths, n_train = [], [], 0
+    results: list[TrainingResult] = []
+    truths: list[NDArray[np.integer]] = []
+    n_train = 0
     for i, fold in enumerate(validation[:_MAX_VALIDATION_RUNS]):
-        if sum(map(len, truths)) >= _ENOUGH_VALIDATION_CELLS:
+        if sum(len(truth) for truth in truths) >= _ENOUGH_VALIDATION_CELLS:
             break
         whitening, reference = build_reference(
             fold.x_train,
@@ -185,9 +189,7 @@ def _labels(y: NDArray[np.integer]) -> Tensor:
     return torch.from_numpy(y.astype(np.int64))
 
 
-def _with_denoiser(
-    schedule: NoiseSchedule, reference: GaussianReference, z: Tensor, seed: int
-) -> ConditionalDiffusion:
+def _with_denoiser(schedule: NoiseSchedule, reference: GaussianReference, z: Tensor, seed: int) -> ConditionalDiffusion:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         denoiser = ResidualDenoiser(reference.n_features, reference.n_classes, z.std(0))

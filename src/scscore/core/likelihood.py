@@ -142,4 +142,3 @@ def dissipation_steps(
         step = dissipation_increment(model, current, following, lam, lam_next).to(torch.float64)
         yield 0.5 * (step[:n] + step[n:])
         current = following
-

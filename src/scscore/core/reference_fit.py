@@ -168,14 +168,13 @@ class _Candidate(NamedTuple):
 
 
 def _choose(candidates: Sequence[_Candidate]) -> _Candidate:
-    """The most features, then the lowest loss, among candidates within one standard error of the best.
+    """The lowest loss; of candidates that tie with it (within 1 %), the one with the most features.
 
-    The loss counts cells like those of the training set. Features that cost nothing there keep information for the
-    residual, for attribution, and for cells of other donors and chemistries.
+    Features that cost nothing keep information for the residual, for attribution and for cells of other donors.
     """
-    best = min(candidates, key=lambda c: c.losses.mean())
-    good = [c for c in candidates if not clearly_worse(c.losses, best.losses)]
-    return max(good, key=lambda c: (c.shape.n_features, -c.losses.mean()))
+    lowest = min(candidate.losses.mean() for candidate in candidates)
+    ties = [candidate for candidate in candidates if candidate.losses.mean() <= 1.01 * lowest]
+    return max(ties, key=lambda candidate: (candidate.shape.n_features, -candidate.losses.mean()))
 
 
 def clearly_worse(losses: Array, best: Array) -> bool:
@@ -294,7 +293,9 @@ def _class_gaussians(
 def _class_means(x: Array, y: NDArray[np.integer], n_classes: int) -> Array:
     counts = np.bincount(y, minlength=n_classes)
     if (counts == 0).any():
-        raise ValueError(f"Every class needs at least one cell in every split; classes without: {np.flatnonzero(counts == 0)}.")
+        raise ValueError(
+            f"Every class needs at least one cell in every split; classes without: {np.flatnonzero(counts == 0)}."
+        )
     sums = np.zeros((n_classes, x.shape[1]))
     np.add.at(sums, y, x)
     return sums / counts[:, None]

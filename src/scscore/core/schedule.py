@@ -29,7 +29,9 @@ class NoiseSchedule:
 
     def __post_init__(self) -> None:
         if not self.lam_max > self.lam_min:
-            raise ValueError(f"lam_max must be greater than lam_min, got lam_max={self.lam_max}, lam_min={self.lam_min}.")
+            raise ValueError(
+                f"lam_max must be greater than lam_min, got lam_max={self.lam_max}, lam_min={self.lam_min}."
+            )
 
     @staticmethod
     def alpha(lam: Tensor) -> Tensor:

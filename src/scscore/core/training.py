@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +26,6 @@ from scscore.core.diffusion import ConditionalDiffusion
 from scscore.core.likelihood import dissipation, dissipation_increment
 from scscore.core.schedule import Jump, NoiseSchedule
 from scscore.core.trajectories import NoiseStream
-
 
 _FINISHED = "finished.json"
 
@@ -141,7 +142,12 @@ def train(
     callbacks: list[Callback] = [_Checks(config, progress=progress, description=description)]
     if checkpoint_dir is not None:
         callbacks.append(
-            ModelCheckpoint(dirpath=checkpoint_dir, filename="last", every_n_train_steps=config.check_every, enable_version_counter=False)
+            ModelCheckpoint(
+                dirpath=checkpoint_dir,
+                filename="last",
+                every_n_train_steps=config.check_every,
+                enable_version_counter=False,
+            )
         )
     last = None if checkpoint_dir is None else checkpoint_dir / "last.ckpt"
     with _quiet_lightning():
@@ -159,8 +165,13 @@ def train(
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        steps = torch.utils.data.DataLoader(range(config.max_steps))  # type: ignore[arg-type]
-        trainer.fit(task, steps, ckpt_path=last if last is not None and last.exists() else None, weights_only=True)
+        steps = torch.utils.data.DataLoader(range(config.max_steps))  # type: ignore[arg-type,var-annotated]
+        try:
+            trainer.fit(task, steps, ckpt_path=last if last is not None and last.exists() else None, weights_only=True)
+        except SystemExit:  # how Lightning ends on Ctrl-C
+            if not trainer.interrupted:
+                raise
+            raise KeyboardInterrupt from None
     model.denoiser.load_state_dict(task.average.state_dict())  # type: ignore[union-attr]
     model.cpu().eval()
     if checkpoint_dir is not None:
@@ -189,6 +200,11 @@ def _read_finished(directory: Path, model: ConditionalDiffusion) -> TrainingResu
 class _DenoiserTask(pl.LightningModule):
     """Loss, optimiser, moving average and checks of one run."""
 
+    z: Tensor
+    y: Tensor
+    prior: Tensor
+    reference: Tensor
+
     def __init__(
         self,
         model: ConditionalDiffusion,
@@ -211,17 +227,20 @@ class _DenoiserTask(pl.LightningModule):
         self.validation, self.effort = validation, effort
         self.result = TrainingResult()
         self.running: list[Tensor] = []
-        data = {"z": z, "y": y, "log_prior": log_prior, "log_reference": model.reference.log_prob(z).to(z.dtype)}
+        data = {"z": z, "y": y, "prior": log_prior, "reference": model.reference.log_prob(z).to(z.dtype)}
         for name, value in data.items():
-            self.register_buffer(f"data_{name}", value, persistent=False)
+            self.register_buffer(name, value, persistent=False)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self._seed_of_step())
-        rows = torch.randint(len(self.data_z), (self.config.batch_size,), generator=generator).to(self.device)
-        ratio = self._log_ratio(self.data_z[rows], generator)
-        y = self.data_y[rows]
+        seed = self._seed_of_step()
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.randint(len(self.z), (self.config.batch_size,), generator=generator).to(self.device)
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed)  # for dropout
+            ratio = self._log_ratio(self.z[rows], generator)
+        y = self.y[rows]
         generative = -ratio.gather(1, y[:, None]).mean() / self.model.n_features
-        logits = self.data_log_reference[rows] + ratio + self.data_log_prior
+        logits = self.reference[rows] + ratio + self.prior
         loss = generative + self.config.discriminative_weight * cross_entropy(logits, y)
         self.running.append(loss.detach())
         return loss
@@ -234,7 +253,8 @@ class _DenoiserTask(pl.LightningModule):
         )
 
     @torch.no_grad()
-    def on_train_batch_end(self, *args: Any) -> None:
+    def update_average(self) -> None:
+        """Move the average of the weights towards the weights."""
         decay = min(self.config.average_decay, (1 + self.global_step) / (10 + self.global_step))
         current = self.model.denoiser.parameters()  # type: ignore[union-attr]
         for average, value in zip(self.average.parameters(), current, strict=True):
@@ -251,7 +271,7 @@ class _DenoiserTask(pl.LightningModule):
         z, y = (value.to(self.device) for value in self.validation)
         found = self._validation_log_likelihood(z)
         result.log_likelihood.append(found.cpu())
-        result.validation_loss.append(float(cross_entropy(found + self.data_log_prior, y)))
+        result.validation_loss.append(float(cross_entropy(found + self.prior, y)))
         best = min(range(len(result.steps)), key=result.validation_loss.__getitem__)
         return len(result.steps) - 1 - best >= self.config.patience
 
@@ -291,19 +311,20 @@ class _DenoiserTask(pl.LightningModule):
         return (self.seed * 1_000_003 + self.global_step * world + rank) % 2**63
 
 
-class _Checks(Callback):
+class _Checks(Callback):  # Lightning's types know nothing of the module's own methods: pl_module is Any
     """Validation checks, early stopping and the progress bar."""
 
     def __init__(self, config: TrainingConfig, *, progress: bool, description: str) -> None:
         self.config = config
         self.bar = tqdm(total=config.max_steps, desc=description, unit="step", disable=not progress, leave=True)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.bar.update(trainer.global_step - self.bar.n)
         if trainer.global_step == 0:
             pl_module.check()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        pl_module.update_average()  # here, because checkpoints are written before the hook of the module
         self.bar.update(1)
         if trainer.global_step % self.config.check_every and trainer.global_step < self.config.max_steps:
             return
@@ -313,21 +334,24 @@ class _Checks(Callback):
         if result.validation_loss:
             self.bar.set_postfix_str(f"validation NLL {result.validation_loss[-1]:.3f}")
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         self.bar.close()
 
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Lightning's start-up chatter and hints off, for the duration of a fit."""
+    """Lightning's start-up chatter off for the duration of a fit; signals and global random state as before after it."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
+    interrupt = signal.getsignal(signal.SIGINT)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.filterwarnings("ignore", module=r"lightning(\..*)?")
             yield
     finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, interrupt)  # Lightning leaves it ignored after Ctrl-C
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -53,9 +53,7 @@ def toy_gaussians(
     square = np.einsum("nki,ij,nkj->nk", offsets, np.linalg.inv(covariance), offsets)
     log_likelihood = -0.5 * (square + np.linalg.slogdet(covariance)[1] + n_features * np.log(2 * np.pi))
     names = [chr(ord("a") + k) if n_classes <= 26 else f"class_{k}" for k in range(n_classes)]
-    obs = pd.DataFrame(
-        {"class": pd.Categorical.from_codes(y, names)}, index=[f"cell_{i}" for i in range(n_obs)]
-    )
+    obs = pd.DataFrame({"class": pd.Categorical.from_codes(y, names)}, index=[f"cell_{i}" for i in range(n_obs)])
     var = pd.DataFrame(index=[f"feature_{j}" for j in range(n_features)])
     obsm = {"X_toy": x, "log_likelihood": log_likelihood, "posterior": np.exp(log_softmax(log_likelihood, axis=1))}
     return AnnData(x.copy(), obs=obs, var=var, obsm=obsm)

@@ -88,7 +88,6 @@ def fit_encoders(
     axes. Therefore every split gets an encoder of its own, unless there are so many cells (20,000) that the difference
     is nothing.
     """
-
     n_features = min(n_features, *(len(train) - 1 for train, _ in splits))
 
     def fitted(rows: NDArray[np.int64]) -> PCAEncoder:

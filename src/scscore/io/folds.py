@@ -52,9 +52,7 @@ def make_folds(y: NDArray[np.integer], groups: NDArray[np.str_] | None, *, seed:
         return list(StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(y, y))
 
 
-def _grouped(
-    y: NDArray[np.integer], groups: NDArray[np.str_], n_classes: int, n_folds: int, seed: int
-) -> list[Split]:
+def _grouped(y: NDArray[np.integer], groups: NDArray[np.str_], n_classes: int, n_folds: int, seed: int) -> list[Split]:
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     return [
         (train, test)

@@ -44,7 +44,7 @@ class GeneAlignment:
         """One sentence for logs and warnings."""
         n = len(self.position)
         return (
-            f"{n - self.n_missing} of the model's {n} genes found ({self.overlap:.0%}); "
+            f"{n - self.n_missing} of the model's {n} genes found ({int(100 * self.overlap)}%); "
             f"{self.n_missing} missing (filled with the training mean), {self.n_extra} extra (ignored)"
         )
 
@@ -81,7 +81,7 @@ def align_genes(genes: NDArray[np.str_], query: AnnData) -> GeneAlignment:
         )
     if alignment.n_missing:
         strength = "Many genes are missing, expect a loss of accuracy: " if alignment.overlap < _WARN_BELOW else ""
-        warnings.warn(f"{strength}{alignment.report()}.", UserWarning, stacklevel=4)
+        warnings.warn(f"{strength}{alignment.report()}.", UserWarning, stacklevel=5)
     return alignment
 
 

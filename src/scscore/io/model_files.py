@@ -96,7 +96,9 @@ def read_model(directory: Path) -> tuple[Tensors, dict[str, Any]]:
         if name not in tensors:
             raise ModelFileError(f"{tensor_file}: tensor {name!r} is missing.")
         if _tensor_hash(tensors[name]) != expected:
-            raise ModelFileError(f"{tensor_file}: tensor {name!r} was edited or damaged: it does not match its SHA-256.")
+            raise ModelFileError(
+                f"{tensor_file}: tensor {name!r} was edited or damaged: it does not match its SHA-256."
+            )
     return tensors, body["metadata"]
 
 

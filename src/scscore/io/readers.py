@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 from numpy.typing import NDArray
 
-Chunk = sp.csr_matrix | NDArray[np.floating]
+Chunk: TypeAlias = Any  # CSR matrix or dense array; scipy has no types
 
 _ROWS = 4096
 

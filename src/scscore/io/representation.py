@@ -72,7 +72,9 @@ class PCAEncoder:
         totals = np.asarray(chunk.sum(axis=0), dtype=np.float64).ravel()
         log_expression = log_normalise(chunk, kind, target_sum)
         n_features = min(n_features, log_expression.shape[0] - 1, log_expression.shape[1])
-        if n_features >= log_expression.shape[1] - 1:  # few features, e.g. antibodies: keep all, small enough to be dense
+        if (
+            n_features >= log_expression.shape[1] - 1
+        ):  # few features, e.g. antibodies: keep all, small enough to be dense
             dense = log_expression.toarray() if sp.issparse(log_expression) else log_expression
             pca = PCA(n_features, svd_solver="full").fit(dense)
         else:
@@ -134,7 +136,9 @@ class ObsmRepresentation:
     def transform(self, adata: AnnData, *, layer: str | None = None) -> Matrix:
         """The stored representation as float64, checked."""
         if layer is not None:
-            raise ValueError(f"layer={layer!r} has no effect on a model fitted with use_rep={self.key!r}; leave it out.")
+            raise ValueError(
+                f"layer={layer!r} has no effect on a model fitted with use_rep={self.key!r}; leave it out."
+            )
         x = obsm_array(adata, self.key)
         if x.shape[1] != self.n_features:
             raise ValueError(
@@ -162,7 +166,9 @@ def obsm_array(adata: AnnData, key: str) -> Matrix:
         raise ValueError(f"adata.obsm[{key!r}] must have shape (n_obs, n_features), got {x.shape}.")
     if not np.isfinite(x).all():
         rows = int((~np.isfinite(x)).any(1).sum())
-        raise ValueError(f"adata.obsm[{key!r}] holds NaN or infinite values in {rows} of {len(x)} cells; remove or impute them.")
+        raise ValueError(
+            f"adata.obsm[{key!r}] holds NaN or infinite values in {rows} of {len(x)} cells; remove or impute them."
+        )
     return x.astype(np.float64)
 
 
@@ -207,7 +213,9 @@ def check_values(chunk: Chunk, kind: InputKind) -> None:
         )
 
 
-def training_matrix(adata: AnnData, mask: NDArray[np.bool_], *, layer: str | None, kind: InputKind | None) -> tuple[Chunk, InputKind]:
+def training_matrix(
+    adata: AnnData, mask: NDArray[np.bool_], *, layer: str | None, kind: InputKind | None
+) -> tuple[Chunk, InputKind]:
     """The training cells in memory, checked, and the kind of their values (detected when `kind` is None)."""
     check_unique(adata)
     reader = MatrixReader(adata, layer)
@@ -220,9 +228,7 @@ def training_matrix(adata: AnnData, mask: NDArray[np.bool_], *, layer: str | Non
     return chunk, kind
 
 
-def log_normalise(
-    chunk: Chunk, kind: InputKind, target: float, known: NDArray[np.bool_] | None = None
-) -> Chunk:
+def log_normalise(chunk: Chunk, kind: InputKind, target: float, known: NDArray[np.bool_] | None = None) -> Chunk:
     """Log expression, float32: the values as they are, or log1p of counts scaled to `target` per cell.
 
     Cells without any count stay zero. `known` marks the genes that make up the total (``None``: all).

@@ -98,7 +98,9 @@ def classify(
     (300, 3)
     """
     if not isinstance(model, ScoreModel):
-        raise TypeError(f"model must be a ScoreModel (from scscore.tl.fit or scscore.load), got {type(model).__name__}.")
+        raise TypeError(
+            f"model must be a ScoreModel (from scscore.tl.fit or scscore.load), got {type(model).__name__}."
+        )
     keys, seed = Keys(key_added), seed_of(rng)
     for name, value in (("n_steps", n_steps), ("n_paths", n_paths), ("batch_size", batch_size)):
         check_positive(name, value)
@@ -107,7 +109,7 @@ def classify(
         raise ValueError(f"n_paths must be even (trajectories come in antithetic pairs), got {paths}.")
     if adata.n_obs == 0:
         raise ValueError("adata holds no cells.")
-    log_prior = model.log_prior(prior)
+    log_prior, torch_device = model.log_prior(prior), _device(device)
     temperature = model.calibration.temperature
     z = model.encode(adata, layer=layer)
 
@@ -117,7 +119,7 @@ def classify(
     uncertainty = np.empty((n_obs, 3), dtype=np.float32)  # confidence, entropy, Monte-Carlo standard error
     best = np.empty(n_obs, dtype=np.int64)
     for rows, estimate in model.log_likelihood(
-        z, n_steps=steps, n_paths=paths, seed=seed, batch_size=batch_size, device=_device(device), progress=progress
+        z, n_steps=steps, n_paths=paths, seed=seed, batch_size=batch_size, device=torch_device, progress=progress
     ):
         mean = estimate.mean.numpy()
         log_p = log_posterior(mean, log_prior, temperature)
@@ -166,6 +168,11 @@ def classify(
 
 
 def _device(device: str) -> str:
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """A usable torch device; ``"auto"`` takes a GPU if there is one."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # what torch raises without CUDA is an AssertionError
+        raise ValueError(f"device={device!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device

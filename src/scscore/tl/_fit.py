@@ -14,10 +14,8 @@ from numpy.typing import NDArray
 
 from scscore._logging import logger
 from scscore._version import __version__
-from scscore.core.fitting import fit_conditional_diffusion
 from scscore.core.reference_fit import Fold, candidate_shapes
 from scscore.core.schedule import NoiseSchedule
-from scscore.core.training import TrainingConfig
 from scscore.io.encoder_choice import choose_target_sum, fit_encoders, informative_genes
 from scscore.io.folds import make_folds
 from scscore.io.keys import Keys
@@ -127,12 +125,20 @@ def fit(
     Method and derivations: the *Method* page of the documentation; source: Kuznets-Speck et al., Keeping SCORE, bioRxiv
     2025.11.26.690838.
     """
+    from scscore.core.fitting import fit_conditional_diffusion  # here, because Lightning takes seconds to import
+    from scscore.core.training import TrainingConfig
+
     keys, seed = Keys(key_added), seed_of(rng)
     if objective not in ("hybrid", "generative"):
         raise ValueError(f"objective must be 'hybrid' or 'generative', got {objective!r}.")
     if input not in ("auto", "counts", "log"):
         raise ValueError(f"input must be 'auto', 'counts' or 'log', got {input!r}.")
-    for name, value in (("n_top_genes", n_top_genes), ("n_comps", n_comps), ("max_epochs", max_epochs), ("batch_size", batch_size)):
+    for name, value in (
+        ("n_top_genes", n_top_genes),
+        ("n_comps", n_comps),
+        ("max_epochs", max_epochs),
+        ("batch_size", batch_size),
+    ):
         check_positive(name, value)
     if use_rep is not None and (layer is not None or n_top_genes is not None or n_comps is not None or input != "auto"):
         raise ValueError("use_rep= replaces the model's own encoder: leave out layer, input, n_top_genes and n_comps.")

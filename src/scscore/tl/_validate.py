@@ -71,7 +71,9 @@ def group_labels(adata: AnnData, split_key: str | None, labelled: NDArray[np.boo
         return None
     column = obs_column(adata, split_key, "split_key")[labelled]
     if column.isna().any():
-        raise ValueError(f"split_key={split_key!r}: {int(column.isna().sum())} labelled cells have no group; fill them in.")
+        raise ValueError(
+            f"split_key={split_key!r}: {int(column.isna().sum())} labelled cells have no group; fill them in."
+        )
     if column.nunique() < 2:
         raise ValueError(f"split_key={split_key!r} must hold at least two groups, found {column.unique().tolist()}.")
     return column.astype(str).to_numpy(dtype=str)
