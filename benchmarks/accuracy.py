@@ -150,7 +150,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit status (1 if any method failed)."""
     options = parse_arguments(arguments)
     if "scscore" in options.methods:
-        import scscore  # noqa: F401  # now, so that a missing package shows at once and no method is charged for it
+        import logging
+
+        import scscore.tl  # noqa: F401  # now, so that a missing package shows at once and no method is charged for it
+
+        logging.getLogger("scscore").setLevel("WARNING")
     if set(options.methods) != {"scscore"}:
         import _peers  # noqa: F401  # now, because thread limits reach only libraries that are loaded
     limit_threads(options.threads)

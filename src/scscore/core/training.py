@@ -56,7 +56,7 @@ class TrainingConfig:
     """
 
     discriminative_weight: float = 1.0
-    n_jumps: int = 8
+    n_jumps: int = 4
     batch_size: int = 256
     learning_rate: float = 3e-4
     weight_decay: float = 1e-2
@@ -96,8 +96,8 @@ def train(
     config: TrainingConfig,
     *,
     validation: tuple[Tensor, Tensor] | None = None,
-    n_steps: int = 8,
-    n_paths: int = 4,
+    n_steps: int = 4,
+    n_paths: int = 8,
     seed: int = 0,
     accelerator: str = "auto",
     devices: int | str | list[int] = 1,

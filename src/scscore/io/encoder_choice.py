@@ -34,9 +34,13 @@ def informative_genes(
 
         view = AnnData(log_normalise(chunk[:, keep], kind, _DEFAULT_TARGET))
         sc.pp.highly_variable_genes(view, n_top_genes=n_top_genes, flavor="seurat")
-        keep[np.flatnonzero(keep)] = view.var["highly_variable"].to_numpy()
+        dispersion = view.var["dispersions_norm"].fillna(-np.inf).to_numpy()
+        ranked = np.flatnonzero(keep)[
+            np.argsort(-dispersion, kind="stable")
+        ]  # ties would give more genes than asked for
+        keep[ranked[n_top_genes:]] = False
     if keep.sum() < 2:
-        raise ValueError(f"At least two genes with counts are needed, found {int(keep.sum())}.")
+        raise ValueError(f"At least two genes with values above zero are needed, adata has {int(keep.sum())}.")
     return chunk[:, keep], genes[keep]
 
 

@@ -12,6 +12,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 _ENSEMBL = re.compile(r"^ENS[A-Z]*G\d{11}(\.\d+)?$")
+_VERSION = re.compile(r"(?<=\d{11})\.\d+$")
 _WARN_BELOW, _REFUSE_BELOW = 0.8, 0.5
 
 
@@ -91,13 +92,18 @@ def _naming_hint(genes: NDArray[np.str_], query: AnnData) -> str:
     if model_kind != query_kind:
         hint = f" The model uses {model_kind} (e.g. {genes[0]}), the query {query_kind} (e.g. {query.var_names[0]})."
     known = set(genes.tolist())
-    shares = {name: query.var[name].astype(str).isin(known).sum() / len(genes) for name in query.var.columns}
+    shares = {name: len(known & set(column.astype(str))) / len(genes) for name, column in query.var.items()}
     best = max(shares, key=lambda name: shares[name], default=None)
     if best is not None and shares[best] >= _REFUSE_BELOW:
         return f"{hint} The column query.var[{best!r}] matches: set query.var_names = query.var[{best!r}]."
     if hint:
         return f"{hint} Convert query.var_names to {model_kind}."
-    return f" The model has genes such as {genes[:3].tolist()}, the query {query.var_names[:3].tolist()}."
+    missing = [name for name in genes.tolist() if name not in query.var_names][:3]
+    hint = f" The query lacks genes such as {missing}, it has {query.var_names[:3].tolist()}."
+    unversioned = {_VERSION.sub("", name) for name in known} & {_VERSION.sub("", name) for name in query.var_names}
+    if len(unversioned) / len(genes) >= _REFUSE_BELOW:
+        hint += " The names differ by Ensembl version suffixes (.1): use the same ones as the model."
+    return hint
 
 
 def _kind(names: NDArray[np.str_]) -> str:

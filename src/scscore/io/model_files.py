@@ -76,15 +76,14 @@ def read_model(directory: Path) -> tuple[Tensors, dict[str, Any]]:
             raise ModelFileError(f"{directory} is not a scscore model: {file.name} is missing.")
     try:
         body = json.loads(metadata_file.read_text(encoding="utf-8"))
-        stored = body.pop("sha256")
         version = body["format_version"]
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise ModelFileError(f"{metadata_file} is damaged or truncated: {error}.") from error
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise ModelFileError(
             f"{metadata_file} has format version {version}, this scscore reads up to {FORMAT_VERSION}; upgrade scscore."
         )
-    if stored != _text_hash(_canonical(body)):
+    if body.pop("sha256", None) != _text_hash(_canonical(body)):
         raise ModelFileError(f"{metadata_file} was edited or damaged: its contents do not match its SHA-256.")
     try:
         tensors = load_file(tensor_file)
@@ -99,6 +98,8 @@ def read_model(directory: Path) -> tuple[Tensors, dict[str, Any]]:
             raise ModelFileError(
                 f"{tensor_file}: tensor {name!r} was edited or damaged: it does not match its SHA-256."
             )
+    if unknown := sorted(set(tensors) - set(body["tensors"])):
+        raise ModelFileError(f"{tensor_file}: tensor {unknown[0]!r} does not belong to the model.")
     return tensors, body["metadata"]
 
 

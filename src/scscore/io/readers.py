@@ -68,6 +68,8 @@ def _in_memory(block: Any) -> Chunk:
         block = sp.csr_matrix(block)
     else:
         block = np.asarray(block)
+    if block.dtype.kind not in "biuf":
+        raise ValueError(f"Expression values must be real numbers, found {block.dtype} in adata; convert them first.")
     if not np.issubdtype(block.dtype, np.floating):
         block = block.astype(np.float32)
     return block

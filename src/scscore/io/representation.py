@@ -16,6 +16,8 @@ from scscore.io.readers import Chunk, MatrixReader, values
 InputKind = Literal["counts", "log"]
 Matrix = NDArray[np.float64]
 
+_SAMPLE = 1000
+
 
 class Representation(Protocol):
     """Turns the cells of an AnnData into points; what :class:`~scscore.ScoreModel` asks of an encoder."""
@@ -164,6 +166,8 @@ def obsm_array(adata: AnnData, key: str) -> Matrix:
     x = x.toarray() if sp.issparse(x) else np.asarray(x)
     if x.ndim != 2 or x.shape[1] == 0:
         raise ValueError(f"adata.obsm[{key!r}] must have shape (n_obs, n_features), got {x.shape}.")
+    if x.dtype.kind not in "biuf":
+        raise ValueError(f"adata.obsm[{key!r}] must hold real numbers, found {x.dtype}; convert it first.")
     if not np.isfinite(x).all():
         rows = int((~np.isfinite(x)).any(1).sum())
         raise ValueError(
@@ -174,15 +178,19 @@ def obsm_array(adata: AnnData, key: str) -> Matrix:
 
 def detect_kind(reader: MatrixReader) -> InputKind:
     """``"counts"`` when the first cells hold whole numbers only, else ``"log"``."""
-    sample = values(reader.rows(0, min(reader.shape[0], 1000)))
+    sample = values(reader.rows(0, min(reader.shape[0], _SAMPLE)))
+    return _kind_of(sample[np.isfinite(sample)])
+
+
+def _kind_of(sample: NDArray[np.floating]) -> InputKind:
     return "counts" if np.array_equal(sample, np.rint(sample)) else "log"
 
 
 def check_kind(reader: MatrixReader, kind: InputKind, *, declared: str, where: str) -> None:
     """Raise ValueError when values are not of the kind that is declared."""
-    found = detect_kind(reader)
-    if found == kind or reader.shape[0] == 0:
-        return
+    sample = values(reader.rows(0, min(reader.shape[0], _SAMPLE)))
+    if not np.isfinite(sample).all() or not sample.any() or _kind_of(sample) == kind:
+        return  # NaN and infinite values are the business of check_values; all zero may be either kind
     if kind == "counts":
         raise ValueError(
             f"input={declared!r}: raw counts are expected in {where}, but the values are not whole numbers, as if already "
@@ -205,6 +213,11 @@ def check_values(chunk: Chunk, kind: InputKind) -> None:
         raise ValueError(
             f"Counts must not be negative, found a minimum of {data.min():g}: the data look scaled. "
             "Pass the layer that holds raw counts, or a representation with use_rep=."
+        )
+    if kind == "counts" and _kind_of(data) != "counts":
+        raise ValueError(
+            "Raw counts are expected, as the first cells hold, but some later cells hold values that are not whole "
+            "numbers: the data look like a mix of counts and normalised values. Bring all cells to one kind."
         )
     if kind == "log" and data.size and data.min() < 0:
         raise ValueError(

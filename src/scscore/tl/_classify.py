@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 import torch
@@ -12,7 +14,7 @@ from scscore._version import __version__
 from scscore.core.calibration import confidence_standard_error, entropy, log_posterior
 from scscore.io.keys import Keys
 from scscore.model import Prior, ScoreModel, json_params, jsonable
-from scscore.tl._validate import check_positive, seed_of
+from scscore.tl._validate import check_adata, check_name, check_positive, seed_of
 
 
 def classify(
@@ -97,18 +99,19 @@ def classify(
     >>> cells.obsm["scscore_posterior"].shape
     (300, 3)
     """
+    check_adata(adata)
     if not isinstance(model, ScoreModel):
         raise TypeError(
             f"model must be a ScoreModel (from scscore.tl.fit or scscore.load), got {type(model).__name__}."
         )
     keys, seed = Keys(key_added), seed_of(rng)
-    for name, value in (("n_steps", n_steps), ("n_paths", n_paths), ("batch_size", batch_size)):
-        check_positive(name, value)
+    check_name(layer, "layer")
+    check_positive("n_steps", n_steps)
+    check_positive("n_paths", n_paths)
+    check_positive("batch_size", batch_size, optional=False)
     steps, paths = n_steps or model.calibration.n_steps, n_paths or model.calibration.n_paths
     if paths % 2:
         raise ValueError(f"n_paths must be even (trajectories come in antithetic pairs), got {paths}.")
-    if adata.n_obs == 0:
-        raise ValueError("adata holds no cells.")
     log_prior, torch_device = model.log_prior(prior), _device(device)
     temperature = model.calibration.temperature
     z = model.encode(adata, layer=layer)
@@ -129,6 +132,8 @@ def classify(
         uncertainty[rows, 2] = confidence_standard_error(estimate.draws.numpy(), log_p, temperature)
 
     target = adata.copy() if copy else adata
+    earlier = target.uns.get(keys.uns, {})  # of a fit with the same key, whose curves stay
+    curves = earlier.items() if isinstance(earlier, Mapping) else ()
     codes = pd.Categorical.from_codes(best, categories=model.classes.astype(object))
     target.obs[keys.label] = pd.Series(codes, index=target.obs_names)
     for column, name in enumerate((keys.confidence, keys.entropy, keys.mcse)):
@@ -146,7 +151,7 @@ def classify(
         "seed": seed,
     }
     target.uns[keys.uns] = {
-        **{k: v for k, v in target.uns.get(keys.uns, {}).items() if k.endswith(("_loss", "_steps"))},
+        **{k: v for k, v in curves if k.endswith(("_loss", "_steps"))},
         "classes": model.classes.astype(object),
         "params": json_params(jsonable(params)),
         "model_hash": model.hash,
@@ -172,7 +177,7 @@ def _device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # what torch raises without CUDA is an AssertionError
+        torch.zeros(1, device=torch.device(device)).cpu()  # a meta tensor cannot come back
+    except (RuntimeError, AssertionError, TypeError) as error:  # what torch raises without CUDA is an AssertionError
         raise ValueError(f"device={device!r} cannot be used: {str(error).splitlines()[0]}") from error
     return device

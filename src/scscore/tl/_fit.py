@@ -21,7 +21,7 @@ from scscore.io.folds import make_folds
 from scscore.io.keys import Keys
 from scscore.io.representation import ObsmRepresentation, Representation, obsm_array, training_matrix
 from scscore.model import Calibration, Prior, ScoreModel, json_params, jsonable, resolve_prior
-from scscore.tl._validate import check_positive, condition_labels, group_labels, seed_of
+from scscore.tl._validate import check_adata, check_name, check_positive, condition_labels, group_labels, seed_of
 
 _N_FEATURES = (20, 30, 50)
 _MAX_CHOICE_CELLS = 10_000
@@ -128,26 +128,30 @@ def fit(
     from scscore.core.fitting import fit_conditional_diffusion  # here, because Lightning takes seconds to import
     from scscore.core.training import TrainingConfig
 
+    check_adata(adata)
     keys, seed = Keys(key_added), seed_of(rng)
+    check_name(condition, "condition", optional=False)
+    for argument, value in (("layer", layer), ("use_rep", use_rep), ("split_key", split_key)):
+        check_name(value, argument)
     if objective not in ("hybrid", "generative"):
         raise ValueError(f"objective must be 'hybrid' or 'generative', got {objective!r}.")
     if input not in ("auto", "counts", "log"):
         raise ValueError(f"input must be 'auto', 'counts' or 'log', got {input!r}.")
-    for name, value in (
-        ("n_top_genes", n_top_genes),
-        ("n_comps", n_comps),
-        ("max_epochs", max_epochs),
-        ("batch_size", batch_size),
-    ):
-        check_positive(name, value)
+    check_positive("n_top_genes", n_top_genes, at_least=2)
+    check_positive("n_comps", n_comps)
+    check_positive("max_epochs", max_epochs)
+    check_positive("batch_size", batch_size, optional=False)
     if use_rep is not None and (layer is not None or n_top_genes is not None or n_comps is not None or input != "auto"):
         raise ValueError("use_rep= replaces the model's own encoder: leave out layer, input, n_top_genes and n_comps.")
     labels, labelled = condition_labels(adata, condition)
     classes, y = np.unique(labels[labelled], return_inverse=True)
     counts = np.bincount(y)
     log_prior = resolve_prior("train", classes, counts)
-    resolve_prior(prior, classes, counts)
+    stored_prior = prior if isinstance(prior, str) else np.exp(resolve_prior(prior, classes, counts))
+    resolve_prior(stored_prior, classes, counts)
     groups = group_labels(adata, split_key, labelled)
+    if checkpoint_dir is not None:
+        Path(checkpoint_dir).mkdir(parents=True, exist_ok=True)
     folds_of = make_folds(y, groups, seed=seed)
 
     representation: Representation
@@ -164,6 +168,10 @@ def fit(
         target = choose_target_sum(chunk, y, folds_of, kind=kind, log_prior=log_prior)
         encoder, x, represented = fit_encoders(chunk, genes, folds_of, n_features=width, kind=kind, target_sum=target)
         representation = encoder
+        if n_top_genes is not None and n_top_genes > adata.n_vars:
+            logger.warning("n_top_genes=%d, but adata holds %d genes: all are used.", n_top_genes, adata.n_vars)
+        if n_comps is not None and x.shape[1] < n_comps:
+            logger.warning("n_comps=%d, but the cells and genes allow %d: so many are used.", n_comps, x.shape[1])
         widths = [d for d in _N_FEATURES if d < x.shape[1]] if n_comps is None else []
         shapes = candidate_shapes([*widths, x.shape[1]])
     folds = [
@@ -182,7 +190,7 @@ def fit(
             "n_top_genes": n_top_genes,
             "n_comps": n_comps,
             "split_key": split_key,
-            "prior": prior,
+            "prior": stored_prior,
             "objective": objective,
             "max_epochs": max_epochs,
             "seed": seed,

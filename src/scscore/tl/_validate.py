@@ -14,21 +14,39 @@ def seed_of(rng: int | np.random.Generator) -> int:
     """A seed from a seed or a generator (which is advanced)."""
     if isinstance(rng, np.random.Generator):
         return int(rng.integers(2**31))
-    if isinstance(rng, (bool, float)) or not isinstance(rng, (int, np.integer)) or rng < 0:
-        raise ValueError(f"rng must be a non-negative integer or a numpy Generator, got {rng!r}.")
+    if isinstance(rng, (bool, float)) or not isinstance(rng, (int, np.integer)) or not 0 <= rng < 2**32:
+        raise ValueError(f"rng must be an integer from 0 to 2**32 - 1 or a numpy Generator, got {rng!r}.")
     return int(rng)
 
 
-def check_positive(name: str, value: int | None) -> None:
-    """Raise ValueError unless `value` is a positive integer or None."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1):
-        raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+def check_positive(name: str, value: int | None, *, at_least: int = 1, optional: bool = True) -> None:
+    """Raise ValueError unless `value` is an integer that is large enough, or None where that is allowed."""
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < at_least:
+        expected = "a positive integer" if at_least == 1 else f"an integer of at least {at_least}"
+        raise ValueError(f"{name} must be {expected}, got {value!r}.")
+
+
+def check_name(name: object, argument: str, *, optional: bool = True) -> None:
+    """Raise TypeError unless the name of a column, layer or representation is a string, or None where that is allowed."""
+    if not (isinstance(name, str) or (name is None and optional)):
+        raise TypeError(f"{argument} must be a name (a string), got {name!r}.")
+
+
+def check_adata(adata: object) -> None:
+    """Raise TypeError unless this is an AnnData, ValueError when it has no cells."""
+    if hasattr(adata, "mod"):
+        names = list(adata.mod)
+        raise TypeError(f"adata is a {type(adata).__name__} with {names}; pass one modality: mdata[{names[0]!r}].")
+    if not isinstance(adata, AnnData):
+        raise TypeError(f"adata must be an AnnData, got {type(adata).__name__}.")
+    if adata.n_obs == 0:
+        raise ValueError("adata holds no cells.")
 
 
 def obs_column(adata: AnnData, name: str, argument: str) -> pd.Series:
     """A column of ``obs``; KeyError that names the argument and what there is."""
-    if adata.n_obs == 0:
-        raise ValueError("adata holds no cells.")
     if name not in adata.obs:
         raise KeyError(f"{argument}={name!r} is not a column of adata.obs; available: {adata.obs.columns.tolist()}.")
     return adata.obs[name]
@@ -43,21 +61,26 @@ def condition_labels(adata: AnnData, condition: str) -> tuple[NDArray[np.str_], 
         Unknown column, continuous values, fewer than two classes, a class with fewer than two cells.
     """
     column = obs_column(adata, condition, "condition")
+    labelled = column.notna().to_numpy()
+    if not labelled.any():
+        raise ValueError(f"condition={condition!r} holds no label: all {len(column)} values are missing.")
     if pd.api.types.is_float_dtype(column) or column.dtype.kind == "c":
         raise ValueError(
             f"condition={condition!r} is continuous ({column.dtype}); this version fits classes. "
-            f"Bin it, or make it categorical: adata.obs[{condition!r}].astype(str).astype('category')."
+            f"Bin it with pd.cut, or, where the numbers are names of classes, make it categorical: "
+            f"adata.obs[{condition!r}] = adata.obs[{condition!r}].astype('category')."
         )
-    labelled = column.notna().to_numpy()
     labels = column.astype(str).to_numpy(dtype=str)
     names, counts = np.unique(labels[labelled], return_counts=True)
     if len(names) < 2:
         raise ValueError(f"condition={condition!r} must hold at least two classes, found {names.tolist()}.")
     if (counts < 2).any():
         rare = names[counts < 2].tolist()
+        shown = f"{rare[:5]}" + (f" and {len(rare) - 5} more" if len(rare) > 5 else "")
         raise ValueError(
-            f"condition={condition!r}: every class needs at least 2 cells, these have 1: {rare}. Merge them into other "
-            f"classes, or set their labels to NaN to leave the cells out."
+            f"condition={condition!r}: every class needs at least 2 cells, {len(rare)} of {len(names)} classes have 1: "
+            f"{shown}. Merge them into other classes, or set their labels to NaN to leave the cells out; bin a "
+            "continuous condition."
         )
     dropped = int((~labelled).sum())
     if dropped:
