@@ -218,9 +218,7 @@ class ScoreModel:
         denoiser = None
         if metadata["denoiser"] is not None:
             weights = part("denoiser.")
-            denoiser = ResidualDenoiser(
-                reference.n_features, reference.n_classes, weights["scale"], **metadata["denoiser"]
-            )
+            denoiser = ResidualDenoiser(reference.means, weights["scale"], **metadata["denoiser"])
             denoiser.load_state_dict(weights)
         return cls(
             classes=np.array(metadata["classes"]),

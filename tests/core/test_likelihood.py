@@ -27,7 +27,7 @@ def test_without_residual_the_likelihood_is_the_closed_form(
 ):
     """Also with a denoiser, as long as it is untrained: the estimator itself, not a short cut, gives the closed form."""
     reference, z = mixture(dim, 4), points(30, dim)
-    untrained = ResidualDenoiser(dim, 4, torch.ones(dim)).eval()
+    untrained = ResidualDenoiser(reference.means, torch.ones(dim)).eval()
     for denoiser in (None, untrained):
         model = ConditionalDiffusion(NoiseSchedule(), reference, denoiser)
         found = dissipation(model, z.float(), n_steps=n_steps, n_paths=2, noise=NoiseStream(0))

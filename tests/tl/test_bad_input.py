@@ -14,7 +14,8 @@ from anndata.tests.helpers import assert_equal
 from mudata import MuData
 
 import scscore as scs
-from scscore.core import reference_fit, training
+from scscore.core import fitting, reference_fit
+from scscore.io.representation import PCAEncoder
 
 Change = Callable[[AnnData], AnnData | None]
 
@@ -57,7 +58,7 @@ def rep_model() -> scs.ScoreModel:
 
 
 @pytest.fixture
-def no_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_compute(model: scs.ScoreModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails where an error comes after the expensive parts of a call have begun."""
 
     def begun(*args: Any, **kwargs: Any) -> None:
@@ -65,7 +66,8 @@ def no_compute(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module, name in (
         (reference_fit, "_held_out_densities"),
-        (training, "train"),
+        (fitting, "train"),
+        (PCAEncoder, "fit"),
         (scs.ScoreModel, "log_likelihood"),
     ):
         monkeypatch.setattr(module, name, begun)

@@ -21,8 +21,9 @@ class ResidualDenoiser(nn.Module):
 
     Parameters
     ----------
-    n_features, n_classes
-        Dimension of the space and number of classes.
+    class_means
+        Mean of every class, shape ``(n_classes, n_features)``. The embedding of a class starts as a random projection of
+        its mean: similar classes start alike, and the order of the classes has no influence.
     scale
         Standard deviation of the clean data along every axis, shape ``(n_features,)``; brings inputs to unit variance.
     width
@@ -40,8 +41,7 @@ class ResidualDenoiser(nn.Module):
 
     def __init__(
         self,
-        n_features: int,
-        n_classes: int,
+        class_means: Tensor,
         scale: Tensor,
         *,
         width: int = 128,
@@ -51,6 +51,7 @@ class ResidualDenoiser(nn.Module):
     ) -> None:
         super().__init__()
         self.shape = {"width": width, "n_blocks": n_blocks, "rank": rank, "dropout": dropout}
+        n_features = class_means.shape[1]
         self.register_buffer("scale", scale.to(torch.float32))
         self.register_buffer("frequencies", math.pi * torch.arange(1, 9) / 16, persistent=False)
         self.level = nn.Sequential(nn.Linear(16, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
@@ -58,7 +59,7 @@ class ResidualDenoiser(nn.Module):
         self.blocks = nn.ModuleList(_Block(width, dropout) for _ in range(n_blocks))
         self.bottleneck = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, rank))
         self.level_film = nn.Linear(width, 2 * rank)
-        self.class_film = nn.Parameter(torch.randn(n_classes, 2 * rank))
+        self.class_film = nn.Parameter(_standardised(class_means) @ torch.randn(n_features, 2 * rank) / n_features**0.5)
         self.output = nn.Linear(rank, n_features)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
@@ -101,3 +102,9 @@ class _Block(nn.Module):
     def forward(self, hidden: Tensor, level: Tensor) -> Tensor:
         gain, shift = self.film(level).chunk(2, dim=-1)
         return hidden + self.body(self.norm(hidden) * (1 + gain) + shift)
+
+
+def _standardised(x: Tensor) -> Tensor:
+    """Columns centred, and scaled by one common factor to a mean square of one, float32."""
+    x = (x - x.mean(0)).to(torch.float32)
+    return x / x.square().mean().sqrt().clamp_min(1e-6)

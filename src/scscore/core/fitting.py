@@ -192,7 +192,7 @@ def _labels(y: NDArray[np.integer]) -> Tensor:
 def _with_denoiser(schedule: NoiseSchedule, reference: GaussianReference, z: Tensor, seed: int) -> ConditionalDiffusion:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        denoiser = ResidualDenoiser(reference.n_features, reference.n_classes, z.std(0))
+        denoiser = ResidualDenoiser(reference.means, z.std(0))
     return ConditionalDiffusion(schedule, reference, denoiser)
 
 
