@@ -123,8 +123,8 @@ class ScoreModel:
         Parameters
         ----------
         prior
-            ``"train"`` (frequencies of the training cells), ``"uniform"``, a mapping from class name to weight, or an array in
-            the order of `classes`; normalised to sum to one. ``None``: the prior given to :func:`scscore.tl.fit`.
+            ``"train"`` (frequencies of the training cells), ``"uniform"``, a mapping (or Series) from class name to weight, or
+            an array in the order of `classes`; normalised to sum to one. ``None``: the prior given to :func:`scscore.tl.fit`.
 
         Raises
         ------

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 from anndata import AnnData
 from anndata.tests.helpers import assert_equal
 from mudata import MuData
@@ -221,7 +222,7 @@ FIT: dict[str, tuple[Change, dict[str, Any], type[Exception], str]] = {
     "1 gene": (genes(1), {}, ValueError, "At least two genes.*adata has 1"),
     "only zeros": (x(sp.csr_matrix((240, 60), dtype=np.float32)), {}, ValueError, "At least two genes.*adata has 0"),
     "X None": (x(None), {}, ValueError, r"adata.X is empty \(None\).*layer=.*use_rep="),
-    "rng negative": (nothing, {"rng": -1}, ValueError, "rng must be an integer.*got -1"),
+    "rng negative": (nothing, {"rng": -1}, ValueError, "rng must be a non-negative integer.*got -1"),
     "rng float": (nothing, {"rng": 1.5}, ValueError, "rng must be.*got 1.5"),
     "rng None": (nothing, {"rng": None}, ValueError, "rng must be.*got None"),
     "rng too large": (nothing, {"rng": 2**32}, ValueError, "rng must be.*4294967296"),
@@ -270,7 +271,7 @@ CLASSIFY: dict[str, tuple[Change, dict[str, Any], type[Exception], str]] = {
         r"gene symbols.*Ensembl IDs.*set query.var_names = query.var\['symbol'\]",
     ),
     "29 of 60 genes": (genes(29), {}, ValueError, r"29 of the model's 60.*48%.*at least 50% are needed.*lacks.*gene29"),
-    "rng negative": (nothing, {"rng": -1}, ValueError, "rng must be an integer.*got -1"),
+    "rng negative": (nothing, {"rng": -1}, ValueError, "rng must be a non-negative integer.*got -1"),
     "rng float": (nothing, {"rng": 1.5}, ValueError, "rng must be.*got 1.5"),
     "rng bool": (nothing, {"rng": True}, ValueError, "rng must be.*got True"),
     "rng too large": (nothing, {"rng": 2**70}, ValueError, "rng must be.*got 1180591620717411303424"),
@@ -506,8 +507,14 @@ def test_more_genes_or_components_than_there_are(counts: AnnData, caplog: pytest
 
 
 def test_n_top_genes_is_what_is_used(counts: AnnData):
-    """Ties in the dispersion do not let more genes in."""
-    assert len(fit(counts, n_top_genes=10).genes) == 10
+    """Ties in the dispersion do not let more genes in; the threads of torch stay as they were."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert len(fit(counts, n_top_genes=10).genes) == 10
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_a_series_as_prior_goes_by_its_names(counts: AnnData, model: scs.ScoreModel):

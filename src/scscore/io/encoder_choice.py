@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from anndata import AnnData
 from numpy.typing import NDArray
 
@@ -32,8 +33,9 @@ def informative_genes(
     if n_top_genes is not None and n_top_genes < keep.sum():
         import scanpy as sc
 
-        view = AnnData(log_normalise(chunk[:, keep], kind, _DEFAULT_TARGET))
+        view, threads = AnnData(log_normalise(chunk[:, keep], kind, _DEFAULT_TARGET)), torch.get_num_threads()
         sc.pp.highly_variable_genes(view, n_top_genes=n_top_genes, flavor="seurat")
+        torch.set_num_threads(threads)  # numba, under scanpy, sets those of torch to its own
         dispersion = view.var["dispersions_norm"].fillna(-np.inf).to_numpy()
         ranked = np.flatnonzero(keep)[
             np.argsort(-dispersion, kind="stable")

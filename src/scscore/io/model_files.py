@@ -104,14 +104,16 @@ def read_model(directory: Path) -> tuple[Tensors, dict[str, Any]]:
 
 
 def _first_incomplete_tensor(file: Path) -> str | None:
-    """Name of the first tensor (or the header) that a truncated safetensors file does not hold whole."""
+    """Name of the first tensor that a truncated safetensors file does not hold whole; None when its header is damaged."""
     raw = file.read_bytes()
     size = int.from_bytes(raw[:8], "little")
+    if len(raw) < 8 + size:
+        return None
     try:
         header = json.loads(raw[8 : 8 + size])
-    except ValueError:
+        spans = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    spans = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
     for name, (_, end) in sorted(spans.items(), key=lambda item: item[1]):
         if 8 + size + end > len(raw):
             return name

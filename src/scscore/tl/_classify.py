@@ -79,6 +79,8 @@ def classify(
 
     Raises
     ------
+    TypeError
+        Not an AnnData, or not a ScoreModel.
     KeyError
         Unknown layer, or the model's representation is not in ``obsm``.
     ValueError

@@ -106,6 +106,8 @@ def fit(
 
     Raises
     ------
+    TypeError
+        Not an AnnData, or a name that is not a string.
     KeyError
         Unknown column, layer or representation.
     ValueError

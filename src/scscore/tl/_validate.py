@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -15,7 +17,7 @@ def seed_of(rng: int | np.random.Generator) -> int:
     if isinstance(rng, np.random.Generator):
         return int(rng.integers(2**31))
     if isinstance(rng, (bool, float)) or not isinstance(rng, (int, np.integer)) or not 0 <= rng < 2**32:
-        raise ValueError(f"rng must be an integer from 0 to 2**32 - 1 or a numpy Generator, got {rng!r}.")
+        raise ValueError(f"rng must be a non-negative integer below 2**32 or a numpy Generator, got {rng!r}.")
     return int(rng)
 
 
@@ -36,8 +38,8 @@ def check_name(name: object, argument: str, *, optional: bool = True) -> None:
 
 def check_adata(adata: object) -> None:
     """Raise TypeError unless this is an AnnData, ValueError when it has no cells."""
-    if hasattr(adata, "mod"):
-        names = list(adata.mod)
+    if isinstance(getattr(adata, "mod", None), Mapping):
+        names = list(adata.mod)  # type: ignore[attr-defined]
         raise TypeError(f"adata is a {type(adata).__name__} with {names}; pass one modality: mdata[{names[0]!r}].")
     if not isinstance(adata, AnnData):
         raise TypeError(f"adata must be an AnnData, got {type(adata).__name__}.")
