@@ -111,8 +111,9 @@ class ScoreModel:
                 f"  classes         {shown}{more}",
                 f"  representation  {space}; {choice['n_features']} of {encoder.n_features} features used",
                 f"  reference       {choice['class_covariance']:.0%} class-specific covariance, "
-                f"held-out NLL {choice['nll']:.3f} nats, accuracy {choice['accuracy']:.3f}",
-                f"  residual        {self.params['n_steps_trained']} steps, held-out NLL {self.params['validation_nll']:.3f} nats",
+                f"cross-validated NLL {choice['nll']:.3f} nats, accuracy {choice['accuracy']:.3f}",
+                f"  residual        {self.params['n_steps_trained']} steps, validation NLL {self.params['validation_nll']:.3f} "
+                f"nats ({self.params['validation_nll_reference']:.3f} without it)",
                 f"  temperature     {self.calibration.temperature:.2f}",
             ]
         )

@@ -33,6 +33,13 @@ def test_uns_holds_curves_and_choices(counts: AnnData):
     assert model.genes.tolist() == counts.var_names.tolist()
 
 
+@pytest.mark.parametrize("wrong", [{"accelerator": "abacus"}, {"devices": "many"}, {"strategy": "divide"}])
+def test_impossible_trainers_are_refused_before_any_compute(counts: AnnData, wrong: dict[str, Any]):
+    with pytest.raises(ValueError, match=next(iter(wrong.values()))):
+        fit(counts, **wrong)
+    assert counts.uns == {}
+
+
 def test_same_seed_same_model_twice(counts: AnnData):
     assert fit(counts).hash == fit(counts).hash
     assert fit(counts, rng=1).hash != fit(counts, rng=2).hash

@@ -17,6 +17,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -197,6 +198,26 @@ def _read_finished(directory: Path, model: ConditionalDiffusion) -> TrainingResu
     return TrainingResult(**json.loads((directory / _FINISHED).read_text()), log_likelihood=log_likelihood)
 
 
+def check_trainer(accelerator: str, devices: int | str | list[int], strategy: str) -> None:
+    """Raise ValueError unless Lightning can train with these settings on this machine."""
+    try:
+        with _quiet_lightning():
+            pl.Trainer(
+                accelerator=accelerator,
+                devices=devices,
+                strategy=strategy,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+    except (MisconfigurationException, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"Training is not possible with accelerator={accelerator!r}, devices={devices!r}, strategy={strategy!r}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+
+
 class _DenoiserTask(pl.LightningModule):
     """Loss, optimiser, moving average and checks of one run."""
 
@@ -235,8 +256,9 @@ class _DenoiserTask(pl.LightningModule):
         seed = self._seed_of_step()
         generator = torch.Generator().manual_seed(seed)
         rows = torch.randint(len(self.z), (self.config.batch_size,), generator=generator).to(self.device)
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(seed)  # for dropout
+        cuda = self.device.type == "cuda"
+        with torch.random.fork_rng(devices=[self.device] if cuda else []):
+            (torch.cuda.manual_seed if cuda else torch.default_generator.manual_seed)(seed)  # for dropout
             ratio = self._log_ratio(self.z[rows], generator)
         y = self.y[rows]
         generative = -ratio.gather(1, y[:, None]).mean() / self.model.n_features

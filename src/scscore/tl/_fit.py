@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -42,7 +41,7 @@ def fit(
     max_epochs: int | None = None,
     batch_size: int = 256,
     accelerator: str = "auto",
-    devices: int | str | Sequence[int] = 1,
+    devices: int | str | list[int] = 1,
     strategy: str = "auto",
     checkpoint_dir: str | Path | None = None,
     key_added: str = "scscore",
@@ -128,7 +127,7 @@ def fit(
     2025.11.26.690838.
     """
     from scscore.core.fitting import fit_conditional_diffusion  # here, because Lightning takes seconds to import
-    from scscore.core.training import TrainingConfig
+    from scscore.core.training import TrainingConfig, check_trainer
 
     check_adata(adata)
     keys, seed = Keys(key_added), seed_of(rng)
@@ -152,6 +151,7 @@ def fit(
     stored_prior = prior if isinstance(prior, str) else np.exp(resolve_prior(prior, classes, counts))
     resolve_prior(stored_prior, classes, counts)
     groups = group_labels(adata, split_key, labelled)
+    check_trainer(accelerator, devices, strategy)
     if checkpoint_dir is not None:
         Path(checkpoint_dir).mkdir(parents=True, exist_ok=True)
     folds_of = make_folds(y, groups, seed=seed)
@@ -229,6 +229,7 @@ def fit(
             },
             "n_steps_trained": outcome.n_steps,
             "validation_nll": outcome.validation_nll,
+            "validation_nll_reference": outcome.validation_loss[0],
             "validation_accuracy": outcome.validation_accuracy,
         }
     )
