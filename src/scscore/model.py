@@ -141,8 +141,9 @@ class ScoreModel:
 
     def log_likelihood(
         self,
-        z: torch.Tensor,
+        adata: AnnData,
         *,
+        layer: str | None,
         n_steps: int,
         n_paths: int,
         seed: int,
@@ -150,16 +151,16 @@ class ScoreModel:
         device: str = "cpu",
         progress: bool = False,
     ) -> Iterator[tuple[slice, LogLikelihood]]:
-        """Log p(x given class) of encoded cells in the model's representation, chunk by chunk.
+        """Log p(x given class) in the model's representation, chunk by chunk: cells are read, encoded and let go.
 
         Parameters
         ----------
-        z
-            From :meth:`encode`.
+        adata, layer
+            Cells, and the layer with their values (``None`` is ``X``).
         n_steps, n_paths
             Jumps per trajectory and trajectories per cell.
         seed
-            Seed of the noise; rows of `z` have their own noise, whatever the batch size.
+            Seed of the noise; every cell has its own noise, whatever the batch size.
         batch_size
             Cells per chunk.
         device
@@ -173,15 +174,13 @@ class ScoreModel:
         """
         diffusion, noise = self.diffusion.to(device), NoiseStream(seed)
         volume = self.whitening.log_abs_det
-        with tqdm(total=len(z), desc="classify", unit="cell", disable=not progress) as bar:
-            for start in range(0, len(z), batch_size):
-                rows = slice(start, min(start + batch_size, len(z)))
+        with tqdm(total=adata.n_obs, desc="classify", unit="cell", disable=not progress) as bar:
+            for start, x in self.representation.chunks(adata, layer=layer, size=batch_size):
+                z = self.whitening(torch.from_numpy(x)).to(device)
                 with torch.inference_mode():
-                    found = dissipation(
-                        diffusion, z[rows].to(device), n_steps=n_steps, n_paths=n_paths, noise=noise, start=start
-                    )
-                yield rows, LogLikelihood(found.draws.cpu() + volume)
-                bar.update(rows.stop - rows.start)
+                    found = dissipation(diffusion, z, n_steps=n_steps, n_paths=n_paths, noise=noise, start=start)
+                yield slice(start, start + len(z)), LogLikelihood(found.draws.cpu() + volume)
+                bar.update(len(z))
 
     def save(self, directory: str | Path, *, overwrite: bool = False) -> None:
         """Write the model to a directory: ``model.safetensors`` and ``model.json``, without training data.

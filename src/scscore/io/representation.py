@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, Self
+from collections.abc import Iterator
+from typing import Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 import scipy.sparse as sp
@@ -23,6 +24,10 @@ class Representation(Protocol):
     """Turns the cells of an AnnData into points; what :class:`~scscore.ScoreModel` asks of an encoder."""
 
     n_features: int
+
+    def chunks(self, adata: AnnData, *, layer: str | None = None, size: int = 4096) -> Iterator[tuple[int, Matrix]]:
+        """First row and points ``(n, n_features)``, float64, of one chunk of cells after the other."""
+        ...
 
     def transform(self, adata: AnnData, *, layer: str | None = None) -> Matrix:
         """Points of all cells, ``(n_obs, n_features)``, float64."""
@@ -95,30 +100,47 @@ class PCAEncoder:
         position
             Column of every gene of the model in the chunk, -1 where missing. ``None``: the model's own genes.
         """
-        components, offset, known = self.components, self.mean @ self.components, None
-        target = self.target_sum
-        if position is not None:
-            found = position >= 0
-            components = np.zeros((chunk.shape[1], self.n_features))
-            components[position[found]] = self.components[found]
-            offset = self.mean[found] @ self.components[found]
-            known = np.zeros(chunk.shape[1], dtype=bool)
-            known[position[found]] = True
-            target = self.target_sum * float(self.share[found].sum())
-        return np.asarray(log_normalise(chunk, self.kind, target, known) @ components, dtype=np.float64) - offset
+        return self._encode(chunk, self._projection(position, chunk.shape[1]))
 
-    def transform(self, adata: AnnData, *, layer: str | None = None) -> Matrix:
-        """Align the genes of `adata`, check its values and encode all cells, chunk by chunk."""
+    def chunks(self, adata: AnnData, *, layer: str | None = None, size: int = 4096) -> Iterator[tuple[int, Matrix]]:
+        """First row and points of one chunk of cells after the other; genes are aligned and values checked."""
         position: NDArray[np.int64] | None = align_genes(self.genes, adata).position
         if np.array_equal(position, np.arange(adata.n_vars)):  # type: ignore[arg-type]
             position = None
         reader = MatrixReader(adata, layer)
         check_kind(reader, self.kind, declared=self.kind, where="the query")
-        out = np.empty((reader.shape[0], self.n_features))
-        for start, chunk in reader.chunks():
+        for _, chunk in reader.chunks():  # a pass of its own: bad values are found before the first chunk is handed out
             check_values(chunk, self.kind)
-            out[start : start + chunk.shape[0]] = self.encode(chunk, position)
-        return out
+        projection = self._projection(position, adata.n_vars)
+        for start, chunk in reader.chunks(size):
+            yield start, self._encode(chunk, projection)
+
+    def transform(self, adata: AnnData, *, layer: str | None = None) -> Matrix:
+        """Points of all cells, see :meth:`chunks`."""
+        return np.concatenate([x for _, x in self.chunks(adata, layer=layer)])
+
+    def _projection(self, position: NDArray[np.int64] | None, n_columns: int) -> _Projection:
+        if position is None:
+            return _Projection(self.components, self.mean @ self.components, None, self.target_sum)
+        found = position >= 0
+        components, known = np.zeros((n_columns, self.n_features)), np.zeros(n_columns, dtype=bool)
+        components[position[found]] = self.components[found]
+        known[position[found]] = True
+        offset = self.mean[found] @ self.components[found]
+        return _Projection(components, offset, known, self.target_sum * float(self.share[found].sum()))
+
+    def _encode(self, chunk: Chunk, projection: _Projection) -> Matrix:
+        expression = log_normalise(chunk, self.kind, projection.target_sum, projection.known)
+        return np.asarray(expression @ projection.components, dtype=np.float64) - projection.offset
+
+
+class _Projection(NamedTuple):
+    """What turns the columns of a query into points: loadings by column, their centre, known genes, count total."""
+
+    components: Matrix
+    offset: Matrix
+    known: NDArray[np.bool_] | None
+    target_sum: float
 
 
 class ObsmRepresentation:
@@ -135,19 +157,24 @@ class ObsmRepresentation:
     def __init__(self, key: str, n_features: int) -> None:
         self.key, self.n_features = key, n_features
 
-    def transform(self, adata: AnnData, *, layer: str | None = None) -> Matrix:
-        """The stored representation as float64, checked."""
+    def chunks(self, adata: AnnData, *, layer: str | None = None, size: int = 4096) -> Iterator[tuple[int, Matrix]]:
+        """First row and points (float64) of one chunk of cells after the other; all are checked before the first."""
         if layer is not None:
             raise ValueError(
                 f"layer={layer!r} has no effect on a model fitted with use_rep={self.key!r}; leave it out."
             )
-        x = obsm_array(adata, self.key)
+        x = _obsm(adata, self.key)
         if x.shape[1] != self.n_features:
             raise ValueError(
                 f"adata.obsm[{self.key!r}] has {x.shape[1]} features, the model was fitted on {self.n_features}. "
                 "Compute the query's representation with the same procedure as the reference's."
             )
-        return x
+        for start in range(0, len(x), size):
+            yield start, x[start : start + size].astype(np.float64)
+
+    def transform(self, adata: AnnData, *, layer: str | None = None) -> Matrix:
+        """Points of all cells, see :meth:`chunks`."""
+        return np.concatenate([x for _, x in self.chunks(adata, layer=layer)])
 
 
 def obsm_array(adata: AnnData, key: str) -> Matrix:
@@ -156,8 +183,13 @@ def obsm_array(adata: AnnData, key: str) -> Matrix:
     Raises
     ------
     KeyError, ValueError
-        Key missing; NaN or infinite values; not two-dimensional.
+        Key missing; NaN or infinite values; not two-dimensional; not real numbers.
     """
+    return _obsm(adata, key).astype(np.float64)
+
+
+def _obsm(adata: AnnData, key: str) -> NDArray[np.number]:
+    """``adata.obsm[key]`` as a checked array of its own type."""
     if key not in adata.obsm:
         raise KeyError(f"use_rep={key!r} is not in adata.obsm; available: {sorted(adata.obsm)}.")
     x = adata.obsm[key]
@@ -168,12 +200,12 @@ def obsm_array(adata: AnnData, key: str) -> Matrix:
         raise ValueError(f"adata.obsm[{key!r}] must have shape (n_obs, n_features), got {x.shape}.")
     if x.dtype.kind not in "biuf":
         raise ValueError(f"adata.obsm[{key!r}] must hold real numbers, found {x.dtype}; convert it first.")
-    if not np.isfinite(x).all():
-        rows = int((~np.isfinite(x)).any(1).sum())
+    rows = sum(int((~np.isfinite(x[i : i + 4096])).any(1).sum()) for i in range(0, len(x), 4096))
+    if rows:
         raise ValueError(
             f"adata.obsm[{key!r}] holds NaN or infinite values in {rows} of {len(x)} cells; remove or impute them."
         )
-    return x.astype(np.float64)
+    return x
 
 
 def detect_kind(reader: MatrixReader) -> InputKind:

@@ -116,15 +116,21 @@ def classify(
         raise ValueError(f"n_paths must be even (trajectories come in antithetic pairs), got {paths}.")
     log_prior, torch_device = model.log_prior(prior), _device(device)
     temperature = model.calibration.temperature
-    z = model.encode(adata, layer=layer)
 
-    n_obs, n_classes = len(z), len(model.classes)
+    n_obs, n_classes = adata.n_obs, len(model.classes)
     log_likelihood = np.empty((n_obs, n_classes), dtype=np.float32)
     posterior = np.empty((n_obs, n_classes), dtype=np.float32)
     uncertainty = np.empty((n_obs, 3), dtype=np.float32)  # confidence, entropy, Monte-Carlo standard error
     best = np.empty(n_obs, dtype=np.int64)
     for rows, estimate in model.log_likelihood(
-        z, n_steps=steps, n_paths=paths, seed=seed, batch_size=batch_size, device=torch_device, progress=progress
+        adata,
+        layer=layer,
+        n_steps=steps,
+        n_paths=paths,
+        seed=seed,
+        batch_size=batch_size,
+        device=torch_device,
+        progress=progress,
     ):
         mean = estimate.mean.numpy()
         log_p = log_posterior(mean, log_prior, temperature)
