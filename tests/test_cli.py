@@ -221,7 +221,6 @@ def test_unknown_commands_and_options_exit_with_2(capsys: pytest.CaptureFixture[
         assert "error" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--out", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()

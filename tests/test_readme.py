@@ -11,7 +11,6 @@ import scscore as scs
 README = Path(__file__).parents[1] / "README.md"
 
 
-@pytest.mark.slow  # a real fit, more than a minute
 def test_python_blocks_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     assert len(blocks) == 2
