@@ -138,8 +138,8 @@ def _fit_figure(ax: Axes, margin: float = 0.1) -> None:
     """Grow or shrink the figure to what the labels need; the axes keep their size."""
     figure, (width, height) = ax.figure, inches(ax)
     figure.draw_without_rendering()  # type: ignore[union-attr]
-    inner, outer = ax.get_window_extent(), ax.get_tightbbox()
-    assert outer is not None
+    inner = ax.get_window_extent()
+    outer = ax.get_tightbbox() or inner
     left, bottom = ((a - b) / figure.dpi + margin for a, b in ((inner.x0, outer.x0), (inner.y0, outer.y0)))
     right, top = ((b - a) / figure.dpi + margin for a, b in ((inner.x1, outer.x1), (inner.y1, outer.y1)))
     total = (left + width + right, bottom + height + top)
