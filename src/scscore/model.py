@@ -99,6 +99,8 @@ class ScoreModel:
             space = f"PCA of {len(encoder.genes)} genes"
             if encoder.kind == "counts":
                 space += f", counts normalised to {encoder.target_sum:.0f} per cell"
+            if self.params["unit_variance"]:
+                space += ", genes at unit variance"
         else:
             space = f"obsm[{encoder.key!r}]"  # type: ignore[attr-defined]
         choice = self.params["reference"]

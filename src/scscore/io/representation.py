@@ -50,7 +50,7 @@ class PCAEncoder:
         Mean share of a gene in a cell's counts, ``(n_genes,)``, sums to one: corrects the library size of a query that
         lacks genes.
     components
-        Loadings, ``(n_genes, n_features)``, orthonormal columns ordered by explained variance.
+        Loadings, ``(n_genes, n_features)``, ordered by explained variance.
     target_sum
         Counts per cell after normalisation.
     kind
@@ -73,11 +73,26 @@ class PCAEncoder:
 
     @classmethod
     def fit(
-        cls, chunk: Chunk, genes: NDArray[np.str_], *, n_features: int, kind: InputKind, target_sum: float = 1e4
+        cls,
+        chunk: Chunk,
+        genes: NDArray[np.str_],
+        *,
+        n_features: int,
+        kind: InputKind,
+        target_sum: float = 1e4,
+        unit_variance: bool = False,
     ) -> Self:
-        """Fit to the training cells (counts or log-normalised values in memory, CSR or dense)."""
+        """Fit to the training cells (counts or log-normalised values in memory, CSR or dense).
+
+        With `unit_variance`, genes are divided by their standard deviation before the principal components are taken;
+        the loadings then hold that factor and are not orthonormal.
+        """
         totals = np.asarray(chunk.sum(axis=0), dtype=np.float64).ravel()
         log_expression = log_normalise(chunk, kind, target_sum)
+        weights = np.ones(log_expression.shape[1], dtype=np.float32)
+        if unit_variance:
+            weights = 1 / _standard_deviation(log_expression)
+            log_expression = sp.csr_matrix(log_expression) @ sp.diags(weights)
         n_features = min(n_features, log_expression.shape[0] - 1, log_expression.shape[1])
         if (
             n_features >= log_expression.shape[1] - 1
@@ -87,8 +102,9 @@ class PCAEncoder:
         else:
             pca = PCA(n_features, svd_solver="arpack", random_state=0).fit(log_expression)
         share = totals / max(totals.sum(), 1.0)
-        components = np.ascontiguousarray(pca.components_.T, dtype=np.float64)
-        return cls(genes, pca.mean_.astype(np.float64), share, components, target_sum=target_sum, kind=kind)
+        components = np.ascontiguousarray(weights[:, None] * pca.components_.T, dtype=np.float64)
+        mean = (pca.mean_ / weights).astype(np.float64)
+        return cls(genes, mean, share, components, target_sum=target_sum, kind=kind)
 
     def encode(self, chunk: Chunk, position: NDArray[np.int64] | None = None) -> Matrix:
         """Points of the cells of a chunk, ``(n, n_features)``.
@@ -286,3 +302,12 @@ def log_normalise(chunk: Chunk, kind: InputKind, target: float, known: NDArray[n
     if sp.issparse(chunk):
         return (sp.diags(factors) @ chunk).tocsr().log1p().astype(np.float32)
     return np.log1p(np.asarray(chunk) * factors[:, None]).astype(np.float32)
+
+
+def _standard_deviation(x: Chunk) -> NDArray[np.float32]:
+    """Standard deviation of every column, not below that of the least variable twentieth of the columns."""
+    mean = np.asarray(x.mean(axis=0), dtype=np.float64).ravel()
+    square = np.asarray((x.multiply(x) if sp.issparse(x) else x * x).mean(axis=0), dtype=np.float64).ravel()
+    deviation = np.sqrt(np.maximum(square - mean**2, 0))
+    floor = np.quantile(deviation[deviation > 0], 0.05) if deviation.any() else 1.0
+    return np.maximum(deviation, floor).astype(np.float32)

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from scscore._logging import logger
 from scscore._version import __version__
-from scscore.core.reference_fit import Fold, candidate_shapes
+from scscore.core.reference_fit import Fold, ReferenceShape, candidate_shapes
 from scscore.core.schedule import NoiseSchedule
-from scscore.io.encoder_choice import choose_target_sum, fit_encoders, informative_genes
+from scscore.io.encoder_choice import choose_encoder, choose_target_sum, informative_genes
 from scscore.io.folds import make_folds
 from scscore.io.keys import Keys
 from scscore.io.representation import ObsmRepresentation, Representation, obsm_array, training_matrix
@@ -52,8 +52,9 @@ def fit(
 
     The model is a closed-form reference plus a learned residual. By default it owns its encoder: counts are normalised
     to a common total, log-transformed, centred and projected on principal components of all genes, so a query may come
-    with raw counts, another gene order or missing genes. The count total, the number of components and the amount of
-    class-specific covariance are chosen by cross-validation in which the encoder is refitted too; the number of
+    with raw counts, another gene order or missing genes. The count total, whether genes are brought to unit variance,
+    the number of components and the amount of class-specific covariance are chosen by cross-validation in which the
+    encoder is refitted too; the number of
     training steps and the temperature come from validation cells; the final model is fitted on all cells.
 
     Parameters
@@ -157,6 +158,7 @@ def fit(
     folds_of = make_folds(y, groups, seed=seed)
 
     representation: Representation
+    unit_variance = False
     if use_rep is not None:
         x = obsm_array(adata, use_rep)[labelled]
         representation = ObsmRepresentation(use_rep, x.shape[1])
@@ -168,14 +170,27 @@ def fit(
         chunk, genes = informative_genes(chunk, genes, n_top_genes=n_top_genes, kind=kind)
         width = max(_N_FEATURES) if n_comps is None else n_comps
         target = choose_target_sum(chunk, y, folds_of, kind=kind, log_prior=log_prior)
-        encoder, x, represented = fit_encoders(chunk, genes, folds_of, n_features=width, kind=kind, target_sum=target)
-        representation = encoder
+
+        def shapes_of(n_features: int) -> list[ReferenceShape]:
+            widths = [d for d in _N_FEATURES if d < n_features] if n_comps is None else []
+            return candidate_shapes([*widths, n_features])
+
+        representation, x, represented, unit_variance = choose_encoder(
+            chunk,
+            genes,
+            y,
+            folds_of,
+            shapes=shapes_of,
+            n_features=width,
+            kind=kind,
+            target_sum=target,
+            log_prior=log_prior,
+        )
+        shapes = shapes_of(x.shape[1])
         if n_top_genes is not None and n_top_genes > adata.n_vars:
             logger.warning("n_top_genes=%d, but adata holds %d genes: all are used.", n_top_genes, adata.n_vars)
         if n_comps is not None and x.shape[1] < n_comps:
             logger.warning("n_comps=%d, but the cells and genes allow %d: so many are used.", n_comps, x.shape[1])
-        widths = [d for d in _N_FEATURES if d < x.shape[1]] if n_comps is None else []
-        shapes = candidate_shapes([*widths, x.shape[1]])
     folds = [
         Fold(x_train, y[train], x_test, y[test])
         for (train, test), (x_train, x_test) in zip(folds_of, represented, strict=True)
@@ -227,6 +242,7 @@ def fit(
                 "nll": outcome.reference.nll,
                 "accuracy": outcome.reference.accuracy,
             },
+            "unit_variance": unit_variance,
             "n_steps_trained": outcome.n_steps,
             "validation_nll": outcome.validation_nll,
             "validation_nll_reference": outcome.validation_loss[0],
