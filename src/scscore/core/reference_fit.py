@@ -136,17 +136,7 @@ def fit_reference(
     shapes
         Candidates, compared by the held-out negative log posterior.
     """
-    y_held_out = np.concatenate([fold.y_held_out for fold in folds])
-    rows = np.arange(len(y_held_out))
-    candidates = []
-    for shape in shapes:
-        held_out = [_held_out_densities(fold, shape, n_classes) for fold in folds]
-        weights = overlap_weights(np.concatenate(held_out), y_held_out, n_classes)
-        joint = _mix(np.concatenate(held_out), weights) + log_prior
-        log_posterior = joint - logsumexp(joint, axis=1, keepdims=True)
-        accuracy = float((log_posterior.argmax(1) == y_held_out).mean())
-        candidates.append(_Candidate(shape, -log_posterior[rows, y_held_out], accuracy, weights, held_out))
-    chosen = _choose(candidates)
+    chosen = cross_validate(folds, n_classes=n_classes, log_prior=log_prior, shapes=shapes)
     whitening, reference = build_reference(x, y, n_classes=n_classes, shape=chosen.shape, weights=chosen.weights)
     return ReferenceFit(
         whitening=whitening,
@@ -159,7 +149,9 @@ def fit_reference(
     )
 
 
-class _Candidate(NamedTuple):
+class Candidate(NamedTuple):
+    """A shape of the reference and how it did on held-out cells; the fields are those of :class:`ReferenceFit`."""
+
     shape: ReferenceShape
     losses: Array
     accuracy: float
@@ -167,7 +159,24 @@ class _Candidate(NamedTuple):
     held_out: list[Array]
 
 
-def _choose(candidates: Sequence[_Candidate]) -> _Candidate:
+def cross_validate(
+    folds: Sequence[Fold], *, n_classes: int, log_prior: Array, shapes: Sequence[ReferenceShape]
+) -> Candidate:
+    """The best of some shapes on held-out cells; arguments as in :func:`fit_reference`."""
+    y_held_out = np.concatenate([fold.y_held_out for fold in folds])
+    rows = np.arange(len(y_held_out))
+    candidates = []
+    for shape in shapes:
+        held_out = [_held_out_densities(fold, shape, n_classes) for fold in folds]
+        weights = overlap_weights(np.concatenate(held_out), y_held_out, n_classes)
+        joint = _mix(np.concatenate(held_out), weights) + log_prior
+        log_posterior = joint - logsumexp(joint, axis=1, keepdims=True)
+        accuracy = float((log_posterior.argmax(1) == y_held_out).mean())
+        candidates.append(Candidate(shape, -log_posterior[rows, y_held_out], accuracy, weights, held_out))
+    return _choose(candidates)
+
+
+def _choose(candidates: Sequence[Candidate]) -> Candidate:
     """The lowest loss; of candidates that tie with it (within 1 %), the one with the most features.
 
     Features that cost nothing keep information for the residual, for attribution and for cells of other donors.

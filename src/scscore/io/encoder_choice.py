@@ -9,7 +9,7 @@ import torch
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from scscore.core.reference_fit import Array, Fold, ReferenceShape, clearly_worse, fit_reference
+from scscore.core.reference_fit import Array, Fold, ReferenceShape, clearly_worse, cross_validate
 from scscore.io.folds import Split
 from scscore.io.readers import Chunk
 from scscore.io.representation import InputKind, PCAEncoder, log_normalise
@@ -70,11 +70,8 @@ def choose_target_sum(
             encoder = PCAEncoder.fit(chunk[train], np.array([]), n_features=n_features, kind=kind, target_sum=target)
             folds.append(Fold(encoder.encode(chunk[train]), y[train], encoder.encode(chunk[test]), y[test]))
         width = min(fold.x_train.shape[1] for fold in folds)
-        first, shapes = folds[0], [ReferenceShape(width, amount) for amount in (0.0, 0.6)]
-        fitted = fit_reference(
-            folds, first.x_train, first.y_train, n_classes=len(log_prior), log_prior=log_prior, shapes=shapes
-        )
-        losses.append(fitted.losses)
+        shapes = [ReferenceShape(width, amount) for amount in (0.0, 0.6)]
+        losses.append(cross_validate(folds, n_classes=len(log_prior), log_prior=log_prior, shapes=shapes).losses)
     best = int(np.argmin([loss.mean() for loss in losses]))
     return candidates[best] if clearly_worse(losses[0], losses[best]) else _DEFAULT_TARGET
 
@@ -157,14 +154,9 @@ def choose_encoder(
             if len(np.unique(y[train][some])) < len(log_prior):
                 return encoder, x, represented, unit_variance
             folds.append(Fold(x_train[some], y[train][some], x_test[few], y[test][few]))
-        first = folds[0]
-        n_classes = len(log_prior)
         candidates = shapes(x.shape[1])
-        losses.append(
-            fit_reference(
-                folds, first.x_train, first.y_train, n_classes=n_classes, log_prior=log_prior, shapes=candidates
-            ).nll
-        )
+        found = cross_validate(folds, n_classes=len(log_prior), log_prior=log_prior, shapes=candidates)
+        losses.append(found.losses.mean())
         fitted.append((encoder, x, represented, unit_variance))
     return fitted[int(np.argmin(losses))]
 
