@@ -17,10 +17,11 @@ from tqdm.auto import tqdm
 
 from scscore.core.denoiser import ResidualDenoiser
 from scscore.core.diffusion import ConditionalDiffusion
-from scscore.core.likelihood import LogLikelihood, dissipation
+from scscore.core.likelihood import Estimator, LogLikelihood, log_likelihood
 from scscore.core.reference import GaussianReference
 from scscore.core.reference_fit import Whitening
 from scscore.core.schedule import NoiseSchedule
+from scscore.core.stopping import Stopping
 from scscore.core.trajectories import NoiseStream
 from scscore.io.model_files import Tensors, model_hash, read_model, write_model
 from scscore.io.representation import ObsmRepresentation, PCAEncoder, Representation
@@ -103,7 +104,7 @@ class ScoreModel:
                 space += ", genes at unit variance"
         else:
             space = f"obsm[{encoder.key!r}]"  # type: ignore[attr-defined]
-        choice = self.params["reference"]
+        choice, schedule = self.params["reference"], self.diffusion.schedule
         order = np.argsort(-self.class_counts)
         shown = ", ".join(f"{self.classes[i]} ({self.class_counts[i]})" for i in order[:8])
         more = f", ... {len(order) - 8} more" if len(order) > 8 else ""
@@ -116,6 +117,7 @@ class ScoreModel:
                 f"cross-validated NLL {choice['nll']:.3f} nats, accuracy {choice['accuracy']:.3f}",
                 f"  residual        {self.params['n_steps_trained']} steps, validation NLL {self.params['validation_nll']:.3f} "
                 f"nats ({self.params['validation_nll_reference']:.3f} without it)",
+                f"  noise levels    {self.calibration.n_steps} jumps between log SNR {schedule.lam_max:.1f} and {schedule.lam_min:.1f}",
                 f"  temperature     {self.calibration.temperature:.2f}",
             ]
         )
@@ -150,8 +152,11 @@ class ScoreModel:
         n_paths: int,
         seed: int,
         batch_size: int,
+        estimator: Estimator = "dissipation",
+        stopping: Stopping | None = None,
         device: str = "cpu",
         progress: bool = False,
+        description: str = "classify",
     ) -> Iterator[tuple[slice, LogLikelihood]]:
         """Log p(x given class) in the model's representation, chunk by chunk: cells are read, encoded and let go.
 
@@ -159,16 +164,16 @@ class ScoreModel:
         ----------
         adata, layer
             Cells, and the layer with their values (``None`` is ``X``).
-        n_steps, n_paths
-            Jumps per trajectory and trajectories per cell.
+        n_steps, n_paths, estimator, stopping
+            See :func:`scscore.core.likelihood.log_likelihood`.
         seed
             Seed of the noise; every cell has its own noise, whatever the batch size.
         batch_size
             Cells per chunk.
         device
             Torch device.
-        progress
-            Show a progress bar.
+        progress, description
+            Show a progress bar, and its label.
 
         Yields
         ------
@@ -176,12 +181,21 @@ class ScoreModel:
         """
         diffusion, noise = self.diffusion.to(device), NoiseStream(seed)
         volume = self.whitening.log_abs_det
-        with tqdm(total=adata.n_obs, desc="classify", unit="cell", disable=not progress) as bar:
+        with tqdm(total=adata.n_obs, desc=description, unit="cell", disable=not progress) as bar:
             for start, x in self.representation.chunks(adata, layer=layer, size=batch_size):
                 z = self.whitening(torch.from_numpy(x)).to(device)
-                with torch.inference_mode():
-                    found = dissipation(diffusion, z, n_steps=n_steps, n_paths=n_paths, noise=noise, start=start)
-                yield slice(start, start + len(z)), LogLikelihood(found.draws.cpu() + volume)
+                with torch.no_grad():  # not inference mode, which forward-mode differentiation cannot enter
+                    found = log_likelihood(
+                        diffusion,
+                        z,
+                        noise=noise,
+                        estimator=estimator,
+                        n_steps=n_steps,
+                        n_paths=n_paths,
+                        start=start,
+                        stopping=stopping,
+                    )
+                yield slice(start, start + len(z)), found.shifted(volume)
                 bar.update(len(z))
 
     def save(self, directory: str | Path, *, overwrite: bool = False) -> None:

@@ -4,22 +4,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
 
-from scscore.core.diffusion import ConditionalDiffusion
+from scscore.core.analytic import MixtureDiffusion
 from scscore.core.reference import GaussianReference
 from scscore.core.schedule import NoiseSchedule
-
-
-class ExactResidual(nn.Module):
-    """A denoiser that is perfect: what the exact noise prediction of another mixture adds to the reference."""
-
-    def __init__(self, truth: GaussianReference, reference: GaussianReference) -> None:
-        super().__init__()
-        self.truth, self.reference = truth, reference
-
-    def forward(self, z: Tensor, lam: Tensor) -> Tensor:
-        return self.truth.eps(z, lam) - self.reference.eps(z, lam)
 
 
 @pytest.fixture
@@ -41,16 +29,15 @@ def mixture() -> Callable[..., GaussianReference]:
 
 
 @pytest.fixture
-def exact_model(mixture: Callable[..., GaussianReference]) -> Callable[..., ConditionalDiffusion]:
+def exact_model(mixture: Callable[..., GaussianReference]) -> Callable[..., tuple[MixtureDiffusion, GaussianReference]]:
     """A model whose score is exactly that of a mixture `truth`, while its reference is another mixture.
 
     The noise runs nearly from the data to the prior, so that nothing is left out.
     """
 
-    def make(n_features: int, n_classes: int = 3, lam: float = 12.0) -> tuple[ConditionalDiffusion, GaussianReference]:
+    def make(n_features: int, n_classes: int = 3, lam: float = 12.0) -> tuple[MixtureDiffusion, GaussianReference]:
         truth = mixture(n_features, n_classes, seed=1)
         reference = mixture(n_features, n_classes, seed=2, full=False)
-        residual = ExactResidual(truth, reference)
-        return ConditionalDiffusion(NoiseSchedule(lam, -lam), reference, residual), truth  # type: ignore[arg-type]
+        return MixtureDiffusion(truth, reference=reference, schedule=NoiseSchedule(lam, -lam)), truth
 
     return make

@@ -59,6 +59,15 @@ def entropy(log_posterior: ArrayLike) -> Array:
     return -(np.exp(log_p) * np.maximum(log_p, -700.0)).sum(1)
 
 
+def standard_error(draws: Array) -> Array:
+    """Standard error of the mean over the first axis, where NaN means that a draw was not made; NaN for a single draw."""
+    made = np.isfinite(draws)
+    n = made.sum(0)
+    mean = np.where(made, draws, 0).sum(0) / np.maximum(n, 1)
+    square = np.where(made, (draws - mean) ** 2, 0).sum(0)
+    return np.where(n > 1, np.sqrt(square / np.maximum(n - 1, 1) / np.maximum(n, 1)), np.nan)
+
+
 def confidence_standard_error(draws: Array, log_posterior: Array, temperature: float) -> Array:
     r"""Monte-Carlo standard error of the highest posterior of every row, ``(n,)``, by the delta method.
 
@@ -68,19 +77,18 @@ def confidence_standard_error(draws: Array, log_posterior: Array, temperature: f
     Parameters
     ----------
     draws
-        Log-likelihoods, nats, ``(n_draws, n, n_classes)``.
+        Log-likelihoods, nats, ``(n_draws, n, n_classes)``; NaN where a draw was not made, for a point or for a class that
+        cannot win.
     log_posterior
         Of their mean, ``(n, n_classes)``.
     temperature
         Factor on the log-likelihoods in the posterior.
     """
-    n_draws, n, _ = draws.shape
-    if n_draws < 2:
-        return np.full(n, np.nan)
     posterior, best = np.exp(log_posterior), log_posterior.argmax(1)
-    rows = np.arange(n)
-    functional = draws[:, rows, best] - (draws * posterior).sum(-1)
-    return temperature * posterior[rows, best] * functional.std(axis=0, ddof=1) / np.sqrt(n_draws)
+    rows = np.arange(draws.shape[1])
+    of_best = draws[:, rows, best]
+    of_all = np.where(np.isfinite(draws), draws, np.nanmean(draws, axis=0))
+    return temperature * posterior[rows, best] * standard_error(of_best - (of_all * posterior).sum(-1))
 
 
 def negative_log_likelihood(posterior: ArrayLike, y: ArrayLike) -> float:

@@ -64,7 +64,7 @@ class ResidualDenoiser(nn.Module):
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
-    def forward(self, z: Tensor, lam: Tensor) -> Tensor:
+    def forward(self, z: Tensor, lam: Tensor, classes: Tensor | None = None) -> Tensor:
         """Residual noise prediction of every class.
 
         Parameters
@@ -73,10 +73,12 @@ class ResidualDenoiser(nn.Module):
             Noised points, shape ``(..., n_features)``.
         lam
             Log SNR, a scalar or of a shape that broadcasts against ``(..., 1)``; points of one level share its embedding.
+        classes
+            The classes wanted at every point, indices of a shape that broadcasts against ``(..., n_wanted)``. ``None``: all.
 
         Returns
         -------
-        Tensor of shape ``(..., n_classes, n_features)``.
+        Tensor of shape ``(..., n_classes, n_features)``, or ``(..., n_wanted, n_features)``.
         """
         lam = broadcastable_level(lam, z)
         alpha, sigma = NoiseSchedule.alpha(lam), NoiseSchedule.sigma(lam)
@@ -85,7 +87,8 @@ class ResidualDenoiser(nn.Module):
         hidden = self.stem(z / (alpha**2 * self.scale**2 + sigma**2).sqrt())
         for block in self.blocks:
             hidden = block(hidden, level)
-        gain, shift = (self.class_film + self.level_film(level)[..., None, :]).chunk(2, dim=-1)
+        class_film = self.class_film if classes is None else self.class_film[classes]
+        gain, shift = (class_film + self.level_film(level)[..., None, :]).chunk(2, dim=-1)
         per_class = nn.functional.silu(self.bottleneck(hidden)[..., None, :] * gain + shift)
         return (2 * alpha * sigma)[..., None] * self.output(per_class)
 

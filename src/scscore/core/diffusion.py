@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from scscore.core.denoiser import ResidualDenoiser
 from scscore.core.reference import GaussianReference
 from scscore.core.schedule import NoiseSchedule, broadcastable_level
 
@@ -23,11 +22,12 @@ class ConditionalDiffusion(nn.Module):
     reference
         Closed-form density and score of every class.
     denoiser
-        The learned residual, or ``None``.
+        What gives the residual, ``denoiser(z, lam, classes)``: a trained :class:`~scscore.core.denoiser.ResidualDenoiser`, an
+        exact residual (:mod:`scscore.core.analytic`), or ``None``.
     """
 
     def __init__(
-        self, schedule: NoiseSchedule, reference: GaussianReference, denoiser: ResidualDenoiser | None = None
+        self, schedule: NoiseSchedule, reference: GaussianReference, denoiser: nn.Module | None = None
     ) -> None:
         super().__init__()
         self.schedule = schedule
@@ -44,15 +44,29 @@ class ConditionalDiffusion(nn.Module):
         """Dimension of the space."""
         return self.reference.n_features
 
-    def eps_and_residual(self, z: Tensor, lam: Tensor) -> tuple[Tensor, Tensor]:
-        """The reference's noise prediction and the residual, each of shape ``(..., n_classes, n_features)``."""
-        eps = self.reference.eps(z, lam)
-        return eps, torch.zeros_like(eps) if self.denoiser is None else self.denoiser(z, lam)
+    def eps_and_residual(self, z: Tensor, lam: Tensor, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The reference's noise prediction and the residual.
 
-    def eps(self, z: Tensor, lam: Tensor) -> Tensor:
-        """Noise prediction of every class at noised points `z`, shape ``(..., n_classes, n_features)``."""
-        return torch.add(*self.eps_and_residual(z, lam))
+        Parameters
+        ----------
+        z
+            Noised points, shape ``(..., n_features)``.
+        lam
+            Log SNR, a scalar or of a shape that broadcasts against ``(..., 1)``.
+        classes
+            The classes wanted at every point, indices of a shape that broadcasts against ``(..., n_wanted)``. ``None``: all.
 
-    def score(self, z: Tensor, lam: Tensor) -> Tensor:
-        r"""Score :math:`\nabla\log p_\lambda(z\mid c) = -\epsilon_c/\sigma`, shape ``(..., n_classes, n_features)``."""
-        return -self.eps(z, lam) / NoiseSchedule.sigma(broadcastable_level(lam, z))[..., None]
+        Returns
+        -------
+        Two tensors of shape ``(..., n_classes, n_features)``, or ``(..., n_wanted, n_features)``.
+        """
+        eps = self.reference.eps(z, lam, classes)
+        return eps, torch.zeros_like(eps) if self.denoiser is None else self.denoiser(z, lam, classes)
+
+    def eps(self, z: Tensor, lam: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Noise prediction, of a shape as in :meth:`eps_and_residual`."""
+        return torch.add(*self.eps_and_residual(z, lam, classes))
+
+    def score(self, z: Tensor, lam: Tensor, classes: Tensor | None = None) -> Tensor:
+        r"""Score :math:`\nabla\log p_\lambda(z\mid c) = -\epsilon_c/\sigma`, of a shape as in :meth:`eps_and_residual`."""
+        return -self.eps(z, lam, classes) / NoiseSchedule.sigma(broadcastable_level(lam, z))[..., None]

@@ -15,6 +15,7 @@ from torch import Tensor
 from scscore.core.calibration import fit_temperature, log_posterior, negative_log_likelihood
 from scscore.core.denoiser import ResidualDenoiser
 from scscore.core.diffusion import ConditionalDiffusion
+from scscore.core.effort import choose_levels, choose_n_steps
 from scscore.core.reference import GaussianReference
 from scscore.core.reference_fit import (
     Array,
@@ -31,6 +32,7 @@ from scscore.core.training import TrainingConfig, TrainingResult, train
 
 _ENOUGH_VALIDATION_CELLS = 2000
 _MAX_VALIDATION_RUNS = 3
+_ENOUGH_CELLS_FOR_LEVELS = 500
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class FitOutcome:
         cells (nats per cell). The first entry is the reference alone.
     n_steps
         Training steps of the final weights.
+    n_jumps
+        Jumps per noising trajectory that the posterior of this model needs.
     validation_nll, validation_accuracy
         Of the calibrated posterior of the validation cells at the chosen step.
     """
@@ -62,6 +66,7 @@ class FitOutcome:
     training_loss: list[float]
     validation_loss: list[float]
     n_steps: int
+    n_jumps: int
     validation_nll: float
     validation_accuracy: float
 
@@ -89,7 +94,8 @@ def fit_conditional_diffusion(
     First the residual is trained on the training part of a few splits (as many as it takes to watch 2,000 cells, three at
     most); the number of steps and the temperature come from their held-out cells, which neither encoder nor model has
     seen. Then it is trained on all cells for as many epochs, so that no labelled cell is lost. Where training does not
-    improve on the reference, the model stays without a denoiser.
+    improve on the reference, the model stays without a denoiser. Window and placement of the noise levels and the number of
+    jumps are chosen last, for the final model.
 
     Parameters
     ----------
@@ -164,15 +170,20 @@ def fit_conditional_diffusion(
         z = chosen.whitening(torch.from_numpy(x))
         final = _with_denoiser(schedule, chosen.reference, z, seed)
         run("all cells", final, z, y, config=replace(config, max_steps=final_steps))
+    final.eval()
+    some = chosen.whitening(torch.from_numpy(x[_spread(len(x), _ENOUGH_CELLS_FOR_LEVELS)]))
+    final.schedule = choose_levels(final, some, log_prior, seed=seed)
+    n_jumps = choose_n_steps(final, some, log_prior, temperature, n_paths=n_paths, seed=seed)
     return FitOutcome(
         whitening=chosen.whitening,
-        diffusion=final.eval(),
+        diffusion=final,
         temperature=temperature,
         reference=chosen,
         steps=results[0].steps[:n_checks],
         training_loss=training_loss.tolist(),
         validation_loss=validation_loss.tolist(),
         n_steps=final_steps,
+        n_jumps=n_jumps,
         validation_nll=negative_log_likelihood(posterior, truth),
         validation_accuracy=float((posterior.argmax(1) == truth).mean()),
     )

@@ -1,16 +1,26 @@
-"""Log-likelihood of every class from the dissipation along noising trajectories, with the reference as control variate."""
+"""Log-likelihood of every class: three estimators behind one call, adaptive effort, and what their draws tell."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from scscore.core.calibration import standard_error
 from scscore.core.diffusion import ConditionalDiffusion
-from scscore.core.schedule import Jump
+from scscore.core.dissipation import dissipation
+from scscore.core.elbo import elbo
+from scscore.core.flow import EXACT_UP_TO, flow
+from scscore.core.stopping import Stopping
 from scscore.core.trajectories import NoiseStream
+
+Estimator = Literal["dissipation", "elbo", "flow"]
+ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
 
 
 @dataclass(frozen=True)
@@ -19,70 +29,74 @@ class LogLikelihood:
 
     Attributes
     ----------
-    draws
-        One estimate per independent draw (an antithetic pair of trajectories counts as one), nats, float64, shape
-        ``(n_draws, n, n_classes)``.
+    paths
+        One estimate per noising trajectory, nats, float64, shape ``(n_draws, size, n, n_classes)``: independent draws of `size`
+        antithetic paths each. NaN where a draw was not made, because point or class were settled before.
+    exact
+        The estimates are free of Monte-Carlo error (probability flow with exact divergence, or a model without residual).
     """
 
-    draws: Tensor
+    paths: Tensor
+    exact: bool = False
+
+    @property
+    def draws(self) -> Tensor:
+        """Independent draws: the means of the antithetic paths, nats, ``(n_draws, n, n_classes)``."""
+        return self.paths.mean(1)
 
     @property
     def mean(self) -> Tensor:
         """Estimate of the log-likelihood, nats, shape ``(n, n_classes)``."""
-        return self.draws.mean(0)
+        return self.draws.nanmean(0)
 
     @property
     def standard_error(self) -> Tensor:
-        """Monte-Carlo standard error of `mean`, nats, shape ``(n, n_classes)``; NaN for a single draw."""
-        return standard_error(self.draws)
+        """Monte-Carlo standard error of `mean`, nats, ``(n, n_classes)``; NaN for a single draw, zero for exact estimates."""
+        if self.exact:
+            return torch.zeros_like(self.paths[0, 0])
+        return torch.from_numpy(standard_error(self.draws.cpu().numpy())).to(self.paths.device)
+
+    @property
+    def jarzynski(self) -> Tensor:
+        """Logarithm of the mean over paths of the exponential, nats, ``(n, n_classes)``: Jarzynski's average.
+
+        For the dissipation estimator and short jumps it is consistent for the density of the points that the model generates
+        (derivation page, *Second law*).
+        """
+        return _log_sum_exp(self.paths) - self.n_paths.log()
+
+    @property
+    def second_law_gap(self) -> Tensor:
+        """`jarzynski` less `mean`, nats, ``(n, n_classes)``, never negative: the mean excess work of the trajectories."""
+        return self.jarzynski - self.mean
+
+    @property
+    def effective_sample_size(self) -> Tensor:
+        """Paths that carry the Jarzynski average, ``(n, n_classes)``, between 1 and the number of paths."""
+        return (2 * _log_sum_exp(self.paths) - _log_sum_exp(2 * self.paths)).exp()
+
+    @property
+    def n_paths(self) -> Tensor:
+        """Number of paths behind every estimate, ``(n, n_classes)``, float64."""
+        return self.paths.isfinite().to(torch.float64).sum((0, 1))
+
+    def shifted(self, nats: float) -> LogLikelihood:
+        """The same estimates on the CPU with a constant added, such as the volume of a change of coordinates."""
+        return LogLikelihood(self.paths.cpu() + nats, self.exact)
 
 
-def standard_error(draws: Tensor) -> Tensor:
-    """Standard error of the mean over the first axis; NaN where there is a single draw."""
-    if len(draws) < 2:
-        return torch.full_like(draws[0], torch.nan)
-    return draws.std(0) / len(draws) ** 0.5
-
-
-def dissipation_increment(
-    model: ConditionalDiffusion, z: Tensor, z_next: Tensor, lam: Tensor, lam_next: Tensor
-) -> Tensor:
-    r"""Log-ratio of the reverse kernels of model and reference for jumps ``z -> z_next``.
-
-    With the reverse kernel :math:`N(z_i; m(z_{i+1}), v)` evaluated at the noisier end (a backward Ito sum), this is
-    :math:`\log N(z_i; m_c, v) - \log N(z_i; m_c^\mathrm{ref}, v)`: the dissipation of the model less the dissipation of
-    the reference along the same noise (derivation page, *Dissipation*).
-
-    Parameters
-    ----------
-    model
-        The conditional diffusion model.
-    z, z_next
-        Noised points before and after the jumps, shape ``(..., n_features)``.
-    lam, lam_next
-        Their log SNRs, scalars or of a shape that broadcasts against ``(..., 1)``.
-
-    Returns
-    -------
-    Nats, shape ``(..., n_classes)``.
-    """
-    jump = Jump.between(lam, lam_next)
-    eps, residual = model.eps_and_residual(z_next, lam_next)
-    base = z - jump.from_noisy.to(z.dtype) * z_next
-    gain = jump.from_eps.to(z.dtype)
-    work = (residual * (base[..., None, :] - gain[..., None] * (eps + 0.5 * residual))).sum(-1)
-    return work * (jump.from_eps / jump.variance).to(z.dtype)
-
-
-def dissipation(
-    model: ConditionalDiffusion, z: Tensor, *, n_steps: int, n_paths: int, noise: NoiseStream, start: int = 0
+def log_likelihood(
+    model: ConditionalDiffusion,
+    z: Tensor,
+    *,
+    noise: NoiseStream,
+    estimator: Estimator = "dissipation",
+    n_steps: int = 16,
+    n_paths: int = 8,
+    start: int = 0,
+    stopping: Stopping | None = None,
 ) -> LogLikelihood:
-    r"""Log-likelihood of every class by the dissipation estimator.
-
-    .. math:: \log p(z \mid c) \approx \log p_\mathrm{ref}(z \mid c)
-              + \sum_i \log\frac{N(z_i; m_c(z_{i+1}), v_i)}{N(z_i; m_c^\mathrm{ref}(z_{i+1}), v_i)}
-
-    All classes, the model and the reference see the same trajectories.
+    """Log-likelihood of every class, with the reference's exact one as control variate.
 
     Parameters
     ----------
@@ -90,55 +104,101 @@ def dissipation(
         The conditional diffusion model, in evaluation mode.
     z
         Clean points, shape ``(n, n_features)``.
-    n_steps
-        Number of jumps of a trajectory; the network is called once per jump and path.
-    n_paths
-        Number of trajectories, in antithetic pairs (an even number).
     noise
         Source of the noise.
+    estimator
+        ``"dissipation"`` along noising trajectories, ``"elbo"`` at stratified noise levels, or ``"flow"``, the probability
+        flow (deterministic up to 256 dimensions, costly).
+    n_steps
+        Jumps per trajectory, strata, or Runge-Kutta steps.
+    n_paths
+        Number of trajectories, in antithetic pairs (an even number). For the flow above 256 dimensions, the number of
+        Hutchinson's probes; below, it has no influence.
     start
         Position of the first row of `z` in the whole data set.
+    stopping
+        Stop early where a decision is settled: `n_paths` is then an upper bound. The number of pairs starts at two and
+        doubles, for points that are not settled and classes that may still win. ``None``: all paths for all. The flow is never
+        stopped.
 
     Returns
     -------
     LogLikelihood
         ``n_paths / 2`` independent draws.
     """
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator must be one of {list(ESTIMATORS)}, got {estimator!r}.")
     if n_paths < 2 or n_paths % 2:
         raise ValueError(f"n_paths must be a positive even number (antithetic pairs), got {n_paths}.")
     reference = model.reference.log_prob(z)
-    if model.denoiser is None:
-        return LogLikelihood(reference.expand(n_paths // 2, -1, -1))
-    draws = []
-    for pair in range(n_paths // 2):
-        total = torch.zeros_like(reference)
-        for step in dissipation_steps(model, z, n_steps=n_steps, noise=noise, pair=pair, start=start):
-            total += step
-        draws.append(reference + total)
-    return LogLikelihood(torch.stack(draws))
-
-
-def dissipation_steps(
-    model: ConditionalDiffusion, z: Tensor, *, n_steps: int, noise: NoiseStream, pair: int, start: int = 0
-) -> Iterator[Tensor]:
-    """Increments along one antithetic pair of trajectories, averaged over the pair, from the noise floor upwards.
-
-    Yields
-    ------
-    ``n_steps`` tensors of shape ``(n, n_classes)``, nats, float64: the evidence added at each noise level.
-    """
-    n, n_features = z.shape
     levels = model.schedule.levels(n_steps).to(z.device)
-    mirrored = torch.cat([z, z])
+    if model.denoiser is None:
+        return LogLikelihood(reference.expand(1, 1, -1, -1), exact=True)
+    if estimator == "flow":
+        return _flow_likelihood(model, z, levels, reference, noise=noise, n_probes=n_paths, start=start)
 
-    def draw(step: int) -> Tensor:
-        normal = noise.normal(start, start + n, n_features, pair=pair, step=step).to(z)
-        return torch.cat([normal, -normal])
+    paths = torch.full((n_paths // 2, 2, *reference.shape), torch.nan, dtype=torch.float64, device=z.device)
+    active, wanted = np.arange(len(z)), torch.ones_like(reference, dtype=torch.bool)
+    n_done, n_next = 0, n_paths // 2 if stopping is None else min(2, n_paths // 2)
+    while True:
+        points, rows, classes = z[active], start + active, _most_wanted(wanted[active])
+        for pair in range(n_done, n_next):
+            draw = _on_device(partial(noise.normal, rows, model.n_features, pair=pair), z)
+            if estimator == "elbo":
+                steps = elbo(model, points, levels, draw, noise.uniform(n_steps, pair=pair), classes)
+            else:
+                steps = dissipation(model, points, levels, draw, classes)
+            gain = reference[active] + _for_all_classes(sum(steps), classes, model.n_classes)  # type: ignore[arg-type]
+            paths[pair][:, active] = torch.where(wanted[active], gain, torch.nan)
+        n_done = n_next
+        if stopping is None or n_done == n_paths // 2:
+            return LogLikelihood(paths)
+        settled, hopeless = stopping.settled(paths[:n_done, :, active].mean(1).cpu().numpy())
+        wanted[active] &= torch.from_numpy(~hopeless).to(z.device)
+        active = active[~settled]
+        if not len(active):
+            return LogLikelihood(paths[:n_done])
+        n_next = min(2 * n_done, n_paths // 2)
 
-    current = levels[0].sigmoid().sqrt().to(z.dtype) * mirrored + (-levels[0]).sigmoid().sqrt().to(z.dtype) * draw(0)
-    for i, (lam, lam_next) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
-        jump = Jump.between(lam, lam_next)
-        following = jump.ratio.to(z.dtype) * current + jump.spread.to(z.dtype) * draw(i + 1)
-        step = dissipation_increment(model, current, following, lam, lam_next).to(torch.float64)
-        yield 0.5 * (step[:n] + step[n:])
-        current = following
+
+def _flow_likelihood(
+    model: ConditionalDiffusion,
+    z: Tensor,
+    levels: Tensor,
+    reference: Tensor,
+    *,
+    noise: NoiseStream,
+    n_probes: int,
+    start: int,
+) -> LogLikelihood:
+    if model.n_features <= EXACT_UP_TO:
+        return LogLikelihood((reference + flow(model, z, levels))[None, None], exact=True)
+    rows = start + np.arange(len(z))
+    probes = torch.stack([noise.normal(rows, model.n_features, pair=i, step=0).sign() for i in range(n_probes)])
+    return LogLikelihood((reference + flow(model, z, levels, probes=probes))[:, None])
+
+
+def _most_wanted(wanted: Tensor) -> Tensor | None:
+    """Indices of the wanted classes of every point, ``(n, widest)``, filled up with others; ``None`` where all are wanted."""
+    widest = int(wanted.sum(-1).max())
+    if widest == wanted.shape[-1]:
+        return None
+    return wanted.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[:, :widest]
+
+
+def _for_all_classes(values: Tensor, classes: Tensor | None, n_classes: int) -> Tensor:
+    """Values ``(2, n, n_wanted)`` at their places among all classes, NaN elsewhere."""
+    if classes is None:
+        return values
+    out = values.new_full((*values.shape[:-1], n_classes), torch.nan)
+    return out.scatter(-1, classes.expand_as(values), values)
+
+
+def _on_device(draw: Callable[..., Tensor], z: Tensor) -> Callable[[int], Tensor]:
+    """The noise of a step in the precision and on the device of `z`."""
+    return lambda step: draw(step=step).to(z)
+
+
+def _log_sum_exp(paths: Tensor) -> Tensor:
+    """Over draws and paths; a draw that was not made weighs nothing."""
+    return torch.where(paths.isfinite(), paths, -torch.inf).flatten(0, 1).logsumexp(0)

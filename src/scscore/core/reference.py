@@ -82,7 +82,7 @@ class GaussianReference(nn.Module):
         components = self._component_log_prob(*self._offsets(z.to(torch.float64), lam))
         return torch.logsumexp(components[..., None, :] + self.weights.log(), dim=-1)
 
-    def eps(self, z: Tensor, lam: Tensor) -> Tensor:
+    def eps(self, z: Tensor, lam: Tensor, classes: Tensor | None = None) -> Tensor:
         r"""Exact noise prediction :math:`-\sigma\nabla\log p_\lambda(z\mid c)` of every class.
 
         Parameters
@@ -91,14 +91,19 @@ class GaussianReference(nn.Module):
             Noised points, shape ``(..., n_features)``.
         lam
             Log SNR, a scalar or of a shape that broadcasts against ``(..., 1)``.
+        classes
+            The classes wanted at every point, indices of a shape that broadcasts against ``(..., n_wanted)``. ``None``: all.
 
         Returns
         -------
-        Tensor of shape ``(..., n_classes, n_features)`` in the precision of `z`.
+        Tensor of shape ``(..., n_classes, n_features)``, or ``(..., n_wanted, n_features)``, in the precision of `z`.
         """
         offsets, precision = self._offsets(z, lam)
         components = self._component_log_prob(offsets, precision)
-        responsibilities = torch.softmax(components[..., None, :] + self.weights.log().to(z.dtype), dim=-1)
+        weights = self.weights.log().to(z.dtype)
+        responsibilities = torch.softmax(
+            components[..., None, :] + (weights if classes is None else weights[classes]), dim=-1
+        )
         pull = precision * offsets[..., None, :]
         if self.axes is not None:
             pull = torch.einsum("...ksj,kdj->...ksd", pull, self.axes.to(z.dtype))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,12 +23,19 @@ class NoiseSchedule:
         Log SNR of the noise floor.
     lam_min
         Log SNR of the prior end.
+    importance
+        Relative density of the levels in parts of equal width between `lam_max` and `lam_min`, in that order. Empty: levels are
+        evenly spaced.
     """
 
     lam_max: float = 5.0
     lam_min: float = -5.0
+    importance: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "importance", tuple(self.importance))  # JSON has lists
+        if self.importance and not min(self.importance) > 0:
+            raise ValueError(f"importance must be positive, got {self.importance}.")
         if not self.lam_max > self.lam_min:
             raise ValueError(
                 f"lam_max must be greater than lam_min, got lam_max={self.lam_max}, lam_min={self.lam_min}."
@@ -44,10 +52,13 @@ class NoiseSchedule:
         return torch.sigmoid(-lam).sqrt()
 
     def levels(self, n_steps: int) -> Tensor:
-        """The ``n_steps + 1`` log SNRs of a trajectory, from `lam_max` down to `lam_min`, evenly spaced, float64."""
+        """The ``n_steps + 1`` log SNRs of a trajectory, from `lam_max` down to `lam_min`, float64."""
         if n_steps < 1:
             raise ValueError(f"n_steps must be at least 1, got {n_steps}.")
-        return torch.linspace(self.lam_max, self.lam_min, n_steps + 1, dtype=torch.float64)
+        weights = np.asarray(self.importance or (1.0,))
+        share = np.concatenate([[0.0], weights.cumsum() / weights.sum()])
+        edges = np.linspace(self.lam_max, self.lam_min, len(share))
+        return torch.from_numpy(np.interp(np.linspace(0.0, 1.0, n_steps + 1), share, edges))
 
 
 def broadcastable_level(lam: Tensor | float, z: Tensor) -> Tensor:

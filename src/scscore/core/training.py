@@ -24,9 +24,9 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from scscore.core.diffusion import ConditionalDiffusion
-from scscore.core.likelihood import dissipation, dissipation_increment
-from scscore.core.schedule import Jump, NoiseSchedule
-from scscore.core.trajectories import NoiseStream
+from scscore.core.dissipation import dissipation_increment
+from scscore.core.likelihood import log_likelihood
+from scscore.core.trajectories import NoiseStream, noising_trajectory
 
 _FINISHED = "finished.json"
 
@@ -310,11 +310,7 @@ class _DenoiserTask(pl.LightningModule):
         shift = torch.rand(1, generator=generator) - 0.5
         lam = (schedule.lam_max - width * (torch.arange(jumps + 1) + shift)).to(z)[:, None, None]
         eta = torch.randn(jumps + 1, *z.shape, generator=generator).to(z)
-        jump = Jump.between(lam[:-1], lam[1:])
-        points = [NoiseSchedule.alpha(lam[0]) * z + NoiseSchedule.sigma(lam[0]) * eta[0]]
-        for ratio, spread, step in zip(jump.ratio, jump.spread, eta[1:], strict=True):
-            points.append(ratio * points[-1] + spread * step)
-        path = torch.stack(points)
+        path = torch.stack(list(noising_trajectory(z, lam, eta.__getitem__)))
         return dissipation_increment(self.model, path[:-1], path[1:], lam[:-1], lam[1:]).sum(0)
 
     @torch.inference_mode()
@@ -323,7 +319,7 @@ class _DenoiserTask(pl.LightningModule):
         n_steps, n_paths = self.effort
         noise, size = NoiseStream(self.seed), 1024
         parts = [
-            dissipation(model, z[i : i + size], n_steps=n_steps, n_paths=n_paths, noise=noise, start=i).mean
+            log_likelihood(model, z[i : i + size], noise=noise, n_steps=n_steps, n_paths=n_paths, start=i).mean
             for i in range(0, len(z), size)
         ]
         return torch.cat(parts)

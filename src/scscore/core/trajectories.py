@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from scscore.core.schedule import Jump, NoiseSchedule
 
 _ROWS_PER_BLOCK = 64
 
@@ -27,13 +33,13 @@ class NoiseStream:
             raise ValueError(f"The seed must be in [0, 2**63), got {seed}.")
         self.seed = seed
 
-    def normal(self, start: int, stop: int, n_features: int, *, pair: int, step: int) -> Tensor:
-        """Noise of the rows ``start <= row < stop``.
+    def normal(self, rows: NDArray[np.int64], n_features: int, *, pair: int, step: int) -> Tensor:
+        """Standard normal noise of some rows.
 
         Parameters
         ----------
-        start, stop
-            The rows, as positions in the whole data set.
+        rows
+            The rows, as increasing positions in the whole data set, shape ``(n,)``.
         n_features
             Width of the noise.
         pair, step
@@ -41,13 +47,40 @@ class NoiseStream:
 
         Returns
         -------
-        float32 tensor of shape ``(stop - start, n_features)`` on the CPU.
+        float32 tensor of shape ``(n, n_features)`` on the CPU.
         """
-        first, last = start // _ROWS_PER_BLOCK, -(-stop // _ROWS_PER_BLOCK)
-        out = np.empty(((last - first) * _ROWS_PER_BLOCK, n_features), dtype=np.float32)
-        for i, block in enumerate(range(first, last)):
+        blocks, position = np.unique(rows // _ROWS_PER_BLOCK, return_inverse=True)
+        out = np.empty((len(blocks), _ROWS_PER_BLOCK, n_features), dtype=np.float32)
+        for block, noise in zip(blocks.tolist(), out, strict=True):
             bits = np.random.Philox(key=self.seed, counter=[0, step, pair, block])
-            rows = out[i * _ROWS_PER_BLOCK : (i + 1) * _ROWS_PER_BLOCK]
-            np.random.Generator(bits).standard_normal(out=rows, dtype=np.float32)
-        offset = start - first * _ROWS_PER_BLOCK
-        return torch.from_numpy(out[offset : offset + stop - start])
+            np.random.Generator(bits).standard_normal(out=noise, dtype=np.float32)
+        return torch.from_numpy(out[position, rows % _ROWS_PER_BLOCK])
+
+    def uniform(self, n: int, *, pair: int) -> Tensor:
+        """`n` uniform numbers in [0, 1) that all rows share, float64: where an antithetic pair samples the noise levels."""
+        bits = np.random.Philox(key=self.seed, counter=[0, 0, pair, 2**63])
+        return torch.from_numpy(np.random.Generator(bits).random(n))
+
+
+def noising_trajectory(z: Tensor, levels: Tensor, draw: Callable[[int], Tensor]) -> Iterator[Tensor]:
+    """Points of a noising trajectory, by exact jumps from level to level.
+
+    Parameters
+    ----------
+    z
+        Clean points, of a shape that broadcasts against the noise.
+    levels
+        Decreasing log SNRs; one entry per level, each a scalar or of a shape that broadcasts against `z`.
+    draw
+        Gives the standard normal noise of step 0 (from clean to the first level), 1, 2, ...
+
+    Yields
+    ------
+    The points at every level.
+    """
+    point = NoiseSchedule.alpha(levels[0]).to(z.dtype) * z + NoiseSchedule.sigma(levels[0]).to(z.dtype) * draw(0)
+    yield point
+    for step, (lam, lam_next) in enumerate(pairwise(levels), start=1):
+        jump = Jump.between(lam, lam_next)
+        point = jump.ratio.to(z.dtype) * point + jump.spread.to(z.dtype) * draw(step)
+        yield point

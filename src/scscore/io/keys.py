@@ -36,6 +36,11 @@ class Keys:
         return f"{self.key_added}_mcse"
 
     @property
+    def n_paths(self) -> str:
+        """``obs``: noising trajectories spent on the cell."""
+        return f"{self.key_added}_n_paths"
+
+    @property
     def log_likelihood(self) -> str:
         """``obsm``: log p(x given class), nats."""
         return f"{self.key_added}_log_likelihood"

@@ -12,9 +12,13 @@ from anndata import AnnData
 from scscore._logging import logger
 from scscore._version import __version__
 from scscore.core.calibration import confidence_standard_error, entropy, log_posterior
+from scscore.core.likelihood import ESTIMATORS, Estimator
+from scscore.core.stopping import Stopping
 from scscore.io.keys import Keys
 from scscore.model import Prior, ScoreModel, json_params, jsonable
 from scscore.tl._validate import check_adata, check_name, check_positive, seed_of
+
+_MOST_PATHS = 8  # times the usual number, where a precision is asked for
 
 
 def classify(
@@ -23,8 +27,10 @@ def classify(
     *,
     layer: str | None = None,
     prior: Prior | None = None,
+    estimator: Estimator = "dissipation",
     n_steps: int | None = None,
     n_paths: int | None = None,
+    precision: float | None = None,
     batch_size: int = 1024,
     device: str = "auto",
     key_added: str = "scscore",
@@ -49,9 +55,17 @@ def classify(
         Layer with the values; ``None`` is ``X``.
     prior
         Class prior: ``"train"``, ``"uniform"``, a mapping from class to weight, or an array. ``None``: the prior of the model.
+    estimator
+        How log p(x given class) is estimated: ``"dissipation"`` along noising trajectories, ``"elbo"`` at stratified noise
+        levels, or ``"flow"``, the probability flow, which has no Monte-Carlo error and is orders of magnitude slower.
     n_steps, n_paths
         Jumps per noising trajectory, and trajectories per cell (an even number: antithetic pairs). One cell costs
         ``n_steps * n_paths`` network calls for all classes together. ``None``: what the temperature was fitted for.
+    precision
+        Spend trajectories where they are needed, between 4 and `n_paths` (``None``: 8 times what the temperature was fitted for):
+        more are added until the label is certain, given the Monte-Carlo error, and the confidence is known within this
+        half-width of its 95 % interval, for instance 0.02; classes that cannot win any more are dropped. ``None``: the same
+        number for every cell.
     batch_size
         Cells per chunk. Changes memory and speed, not results.
     device
@@ -72,7 +86,8 @@ def classify(
     - ``obs[f"{k}_label"]``: most probable class (categorical);
     - ``obs[f"{k}_confidence"]``: its posterior (float32);
     - ``obs[f"{k}_entropy"]``: entropy of the posterior, nats (float32);
-    - ``obs[f"{k}_mcse"]``: Monte-Carlo standard error of the confidence (float32);
+    - ``obs[f"{k}_mcse"]``: Monte-Carlo standard error of the confidence that remains (float32);
+    - ``obs[f"{k}_n_paths"]``: trajectories that were spent on the cell (int32);
     - ``obsm[f"{k}_log_likelihood"]``: log p(x given class) in the model's representation, nats, float32 ``(n_obs, n_classes)``;
     - ``obsm[f"{k}_posterior"]``: posterior, rows sum to one, float32 ``(n_obs, n_classes)``;
     - ``uns[k]``: ``classes``, ``params`` (JSON), ``model_hash``, ``version``.
@@ -111,22 +126,32 @@ def classify(
     check_positive("n_steps", n_steps)
     check_positive("n_paths", n_paths)
     check_positive("batch_size", batch_size, optional=False)
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator must be one of {list(ESTIMATORS)}, got {estimator!r}.")
+    if precision is not None and not 0 < precision < 1:
+        raise ValueError(f"precision must be between 0 and 1, or None, got {precision!r}.")
     steps, paths = n_steps or model.calibration.n_steps, n_paths or model.calibration.n_paths
+    if precision is not None and n_paths is None:
+        paths *= _MOST_PATHS
     if paths % 2:
         raise ValueError(f"n_paths must be even (trajectories come in antithetic pairs), got {paths}.")
     log_prior, torch_device = model.log_prior(prior), _device(device)
     temperature = model.calibration.temperature
+    stopping = None if precision is None else Stopping(log_prior, temperature, precision)
 
     n_obs, n_classes = adata.n_obs, len(model.classes)
     log_likelihood = np.empty((n_obs, n_classes), dtype=np.float32)
     posterior = np.empty((n_obs, n_classes), dtype=np.float32)
     uncertainty = np.empty((n_obs, 3), dtype=np.float32)  # confidence, entropy, Monte-Carlo standard error
     best = np.empty(n_obs, dtype=np.int64)
+    spent = np.empty(n_obs, dtype=np.int32)
     for rows, estimate in model.log_likelihood(
         adata,
         layer=layer,
+        estimator=estimator,
         n_steps=steps,
         n_paths=paths,
+        stopping=stopping,
         seed=seed,
         batch_size=batch_size,
         device=torch_device,
@@ -137,7 +162,9 @@ def classify(
         log_likelihood[rows], posterior[rows], best[rows] = mean, np.exp(log_p), log_p.argmax(1)
         uncertainty[rows, 0] = np.exp(log_p.max(1))
         uncertainty[rows, 1] = entropy(log_p)
-        uncertainty[rows, 2] = confidence_standard_error(estimate.draws.numpy(), log_p, temperature)
+        error = confidence_standard_error(estimate.draws.numpy(), log_p, temperature)
+        uncertainty[rows, 2] = 0.0 if estimate.exact else error
+        spent[rows] = estimate.n_paths.amax(1).numpy()
 
     target = adata.copy() if copy else adata
     earlier = target.uns.get(keys.uns, {})  # of a fit with the same key, whose curves stay
@@ -146,14 +173,16 @@ def classify(
     target.obs[keys.label] = pd.Series(codes, index=target.obs_names)
     for column, name in enumerate((keys.confidence, keys.entropy, keys.mcse)):
         target.obs[name] = uncertainty[:, column]
+    target.obs[keys.n_paths] = spent
     target.obsm[keys.log_likelihood] = log_likelihood
     target.obsm[keys.posterior] = posterior
     params = {
         "condition": model.params["condition"],
         "layer": layer,
-        "estimator": "dissipation",
+        "estimator": estimator,
         "n_steps": steps,
         "n_paths": paths,
+        "precision": precision,
         "prior": np.exp(log_prior),
         "temperature": temperature,
         "seed": seed,
@@ -166,13 +195,14 @@ def classify(
         "version": __version__,
     }
     logger.info(
-        "classified %d cells into %d classes\nwrote obs[%r, %r, %r, %r], obsm[%r, %r], uns[%r]",
+        "classified %d cells into %d classes\nwrote obs[%r, %r, %r, %r, %r], obsm[%r, %r], uns[%r]",
         n_obs,
         n_classes,
         keys.label,
         keys.confidence,
         keys.entropy,
         keys.mcse,
+        keys.n_paths,
         keys.log_likelihood,
         keys.posterior,
         keys.uns,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -255,7 +256,7 @@ def fit(
         representation=representation,
         whitening=outcome.whitening,
         diffusion=outcome.diffusion,
-        calibration=Calibration(temperature=outcome.temperature),
+        calibration=replace(calibration, temperature=outcome.temperature, n_steps=outcome.n_jumps),
         params=params,
     )
     adata.uns[keys.uns] = {
