@@ -79,9 +79,10 @@ class ScoreModel:
         self.params = params
 
     def __repr__(self) -> str:
-        return (
-            f"ScoreModel of {self.params['condition']!r}: {len(self.classes)} classes, {self.class_counts.sum()} cells"
-        )
+        cells = f"{self.class_counts.sum()} cells"
+        if self.params["condition"] is None:
+            return f"ScoreModel of one density: {cells}"
+        return f"ScoreModel of {self.params['condition']!r}: {len(self.classes)} classes, {cells}"
 
     @property
     def genes(self) -> NDArray[np.str_] | None:
@@ -105,20 +106,32 @@ class ScoreModel:
         else:
             space = f"obsm[{encoder.key!r}]"  # type: ignore[attr-defined]
         choice, schedule = self.params["reference"], self.diffusion.schedule
-        order = np.argsort(-self.class_counts)
-        shown = ", ".join(f"{self.classes[i]} ({self.class_counts[i]})" for i in order[:8])
-        more = f", ... {len(order) - 8} more" if len(order) > 8 else ""
+        space += f"; {choice['n_features']} of {encoder.n_features} features used"
+        if self.params["condition"] is None:
+            classes = []
+            reference = f"{choice['n_components']} Gaussians, cross-validated energy {choice['nll']:.3f} nats per cell"
+            loss, temperature = "energy", []
+        else:
+            order = np.argsort(-self.class_counts)
+            shown = ", ".join(f"{self.classes[i]} ({self.class_counts[i]})" for i in order[:8])
+            more = f", ... {len(order) - 8} more" if len(order) > 8 else ""
+            classes = [f"  classes         {shown}{more}"]
+            reference = (
+                f"{choice['class_covariance']:.0%} class-specific covariance, "
+                f"cross-validated NLL {choice['nll']:.3f} nats, accuracy {choice['accuracy']:.3f}"
+            )
+            loss, temperature = "NLL", [f"  temperature     {self.calibration.temperature:.2f}"]
         return "\n".join(
             [
                 repr(self),
-                f"  classes         {shown}{more}",
-                f"  representation  {space}; {choice['n_features']} of {encoder.n_features} features used",
-                f"  reference       {choice['class_covariance']:.0%} class-specific covariance, "
-                f"cross-validated NLL {choice['nll']:.3f} nats, accuracy {choice['accuracy']:.3f}",
-                f"  residual        {self.params['n_steps_trained']} steps, validation NLL {self.params['validation_nll']:.3f} "
-                f"nats ({self.params['validation_nll_reference']:.3f} without it)",
-                f"  noise levels    {self.calibration.n_steps} jumps between log SNR {schedule.lam_max:.1f} and {schedule.lam_min:.1f}",
-                f"  temperature     {self.calibration.temperature:.2f}",
+                *classes,
+                f"  representation  {space}",
+                f"  reference       {reference}",
+                f"  residual        {self.params['n_steps_trained']} steps, validation {loss} "
+                f"{self.params['validation_nll']:.3f} nats ({self.params['validation_nll_reference']:.3f} without it)",
+                f"  noise levels    {self.calibration.n_steps} jumps between log SNR {schedule.lam_max:.1f} and "
+                f"{schedule.lam_min:.1f}",
+                *temperature,
             ]
         )
 
@@ -179,23 +192,44 @@ class ScoreModel:
         ------
         Rows, and their estimates.
         """
-        diffusion, noise = self.diffusion.to(device), NoiseStream(seed)
-        volume = self.whitening.log_abs_det
+        noise, volume = NoiseStream(seed), self.whitening.log_abs_det
+        for rows, z in self.points(
+            adata, layer=layer, batch_size=batch_size, device=device, progress=progress, description=description
+        ):
+            with torch.no_grad():  # not inference mode, which forward-mode differentiation cannot enter
+                found = log_likelihood(
+                    self.diffusion,
+                    z,
+                    noise=noise,
+                    estimator=estimator,
+                    n_steps=n_steps,
+                    n_paths=n_paths,
+                    start=rows.start,
+                    stopping=stopping,
+                )
+            yield rows, found.shifted(volume)
+
+    def points(
+        self,
+        adata: AnnData,
+        *,
+        layer: str | None,
+        batch_size: int,
+        device: str = "cpu",
+        progress: bool = False,
+        description: str = "encode",
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Cells as points of the engine's whitened space, chunk by chunk, on `device`, where the engine is put, too.
+
+        Yields
+        ------
+        Rows, and their points, float32 ``(n, n_features)``.
+        """
+        self.diffusion.to(device)
         with tqdm(total=adata.n_obs, desc=description, unit="cell", disable=not progress) as bar:
             for start, x in self.representation.chunks(adata, layer=layer, size=batch_size):
                 z = self.whitening(torch.from_numpy(x)).to(device)
-                with torch.no_grad():  # not inference mode, which forward-mode differentiation cannot enter
-                    found = log_likelihood(
-                        diffusion,
-                        z,
-                        noise=noise,
-                        estimator=estimator,
-                        n_steps=n_steps,
-                        n_paths=n_paths,
-                        start=start,
-                        stopping=stopping,
-                    )
-                yield slice(start, start + len(z)), found.shifted(volume)
+                yield slice(start, start + len(z)), z
                 bar.update(len(z))
 
     def save(self, directory: str | Path, *, overwrite: bool = False) -> None:
@@ -234,7 +268,7 @@ class ScoreModel:
         denoiser = None
         if metadata["denoiser"] is not None:
             weights = part("denoiser.")
-            denoiser = ResidualDenoiser(reference.means, weights["scale"], **metadata["denoiser"])
+            denoiser = ResidualDenoiser(reference.class_means, weights["scale"], **metadata["denoiser"])
             denoiser.load_state_dict(weights)
         return cls(
             classes=np.array(metadata["classes"]),

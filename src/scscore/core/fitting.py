@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scscore.core.calibration import fit_temperature, log_posterior, negative_log_likelihood
 from scscore.core.denoiser import ResidualDenoiser
+from scscore.core.density_fit import build_density, fit_density
 from scscore.core.diffusion import ConditionalDiffusion
 from scscore.core.effort import choose_levels, choose_n_steps
 from scscore.core.reference import GaussianReference
@@ -122,7 +123,7 @@ def fit_conditional_diffusion(
     **trainer
         `accelerator`, `devices` and `strategy` of :func:`scscore.core.training.train`.
     """
-    chosen = fit_reference(folds, x, y, n_classes=n_classes, log_prior=log_prior, shapes=shapes)
+    chosen, of_fold = _choose_reference(folds, validation, x, y, log_prior=log_prior, shapes=shapes, seed=seed)
     prior = torch.from_numpy(log_prior).to(torch.float32)
 
     def run(
@@ -138,13 +139,7 @@ def fit_conditional_diffusion(
     for i, fold in enumerate(validation[:_MAX_VALIDATION_RUNS]):
         if sum(len(truth) for truth in truths) >= _ENOUGH_VALIDATION_CELLS:
             break
-        whitening, reference = build_reference(
-            fold.x_train,
-            fold.y_train,
-            n_classes=n_classes,
-            shape=chosen.shape,
-            weights=_weights_without(i, folds, chosen, n_classes),
-        )
+        whitening, reference = of_fold(i)
         z = whitening(torch.from_numpy(fold.x_train))
         watched = _spread(len(fold.y_held_out), _ENOUGH_VALIDATION_CELLS)
         held_out = whitening(torch.from_numpy(fold.x_held_out[watched])), _labels(fold.y_held_out[watched])
@@ -184,9 +179,34 @@ def fit_conditional_diffusion(
         validation_loss=validation_loss.tolist(),
         n_steps=final_steps,
         n_jumps=n_jumps,
-        validation_nll=negative_log_likelihood(posterior, truth),
+        validation_nll=negative_log_likelihood(posterior, truth) if n_classes > 1 else float(validation_loss[best]),
         validation_accuracy=float((posterior.argmax(1) == truth).mean()),
     )
+
+
+def _choose_reference(
+    folds: Sequence[Fold],
+    validation: Sequence[Fold],
+    x: Array,
+    y: NDArray[np.integer],
+    *,
+    log_prior: Array,
+    shapes: Sequence[ReferenceShape],
+    seed: int,
+) -> tuple[ReferenceFit, Callable[[int], tuple[Whitening, GaussianReference]]]:
+    """The reference of all cells, and how to get that of the training part of a validation split."""
+    n_classes = len(log_prior)
+    if n_classes == 1:
+        density = fit_density(folds, x, seed=seed)
+        return density, lambda i: build_density(validation[i].x_train, density.shape, seed=seed)
+    chosen = fit_reference(folds, x, y, n_classes=n_classes, log_prior=log_prior, shapes=shapes)
+
+    def of_fold(i: int) -> tuple[Whitening, GaussianReference]:
+        weights = _weights_without(i, folds, chosen, n_classes)
+        fold = validation[i]
+        return build_reference(fold.x_train, fold.y_train, n_classes=n_classes, shape=chosen.shape, weights=weights)
+
+    return chosen, of_fold
 
 
 def _weights_without(i: int, folds: Sequence[Fold], chosen: ReferenceFit, n_classes: int) -> Array:
@@ -203,7 +223,7 @@ def _labels(y: NDArray[np.integer]) -> Tensor:
 def _with_denoiser(schedule: NoiseSchedule, reference: GaussianReference, z: Tensor, seed: int) -> ConditionalDiffusion:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        denoiser = ResidualDenoiser(reference.means, z.std(0))
+        denoiser = ResidualDenoiser(reference.class_means, z.std(0))
     return ConditionalDiffusion(schedule, reference, denoiser)
 
 

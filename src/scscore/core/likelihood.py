@@ -130,12 +130,12 @@ def log_likelihood(
         raise ValueError(f"estimator must be one of {list(ESTIMATORS)}, got {estimator!r}.")
     if n_paths < 2 or n_paths % 2:
         raise ValueError(f"n_paths must be a positive even number (antithetic pairs), got {n_paths}.")
+    if estimator == "flow":
+        return flow_log_likelihood(model, z, n_steps=n_steps, noise=noise, n_probes=n_paths, start=start)
     reference = model.reference.log_prob(z)
-    levels = model.schedule.levels(n_steps).to(z.device)
     if model.denoiser is None:
         return LogLikelihood(reference.expand(1, 1, -1, -1), exact=True)
-    if estimator == "flow":
-        return _flow_likelihood(model, z, levels, reference, noise=noise, n_probes=n_paths, start=start)
+    levels = model.schedule.levels(n_steps).to(z.device)
 
     paths = torch.full((n_paths // 2, 2, *reference.shape), torch.nan, dtype=torch.float64, device=z.device)
     active, wanted = np.arange(len(z)), torch.ones_like(reference, dtype=torch.bool)
@@ -161,21 +161,40 @@ def log_likelihood(
         n_next = min(2 * n_done, n_paths // 2)
 
 
-def _flow_likelihood(
+def flow_log_likelihood(
     model: ConditionalDiffusion,
     z: Tensor,
-    levels: Tensor,
-    reference: Tensor,
     *,
+    n_steps: int,
     noise: NoiseStream,
-    n_probes: int,
-    start: int,
+    n_probes: int = 2,
+    start: int = 0,
+    classes: Tensor | None = None,
 ) -> LogLikelihood:
+    """Log-likelihood by the probability flow, of all or of some classes.
+
+    Parameters
+    ----------
+    model, z, noise, start
+        As in :func:`log_likelihood`.
+    n_steps
+        Runge-Kutta steps.
+    n_probes
+        Hutchinson's probes, above 256 dimensions.
+    classes
+        The classes wanted at every point, ``(n, n_wanted)``; ``None``: all.
+    """
+    reference = model.reference.log_prob(z)
+    if classes is not None:
+        reference = reference.gather(-1, classes)
+    if model.denoiser is None:
+        return LogLikelihood(reference[None, None], exact=True)
+    levels = model.schedule.levels(n_steps).to(z.device)
     if model.n_features <= EXACT_UP_TO:
-        return LogLikelihood((reference + flow(model, z, levels))[None, None], exact=True)
+        return LogLikelihood((reference + flow(model, z, levels, classes=classes))[None, None], exact=True)
     rows = start + np.arange(len(z))
     probes = torch.stack([noise.normal(rows, model.n_features, pair=i, step=0).sign() for i in range(n_probes)])
-    return LogLikelihood((reference + flow(model, z, levels, probes=probes))[:, None])
+    return LogLikelihood((reference + flow(model, z, levels, classes=classes, probes=probes))[:, None])
 
 
 def _most_wanted(wanted: Tensor) -> Tensor | None:

@@ -68,6 +68,11 @@ class GaussianReference(nn.Module):
         """Dimension of the space."""
         return self.means.shape[1]
 
+    @property
+    def class_means(self) -> Tensor:
+        """Means of the classes, ``(n_classes, n_features)``."""
+        return self.weights.unflatten(1, (len(self.means), len(self.scales))).sum(2) @ self.means
+
     def log_prob(self, z: Tensor, lam: Tensor | None = None) -> Tensor:
         """Exact log density of every class, nats, shape ``(..., n_classes)``, float64.
 

@@ -43,11 +43,14 @@ class ReferenceShape:
         Amount of class-specific covariance, from 0 (pooled) to 1.
     isotropy
         How far the class-specific part is shrunk to a multiple of the identity, from 0 to 1.
+    n_components
+        Gaussians per class; more than one only in a model without classes.
     """
 
     n_features: int
     class_covariance: float = 0.0
     isotropy: float = 0.0
+    n_components: int = 1
 
 
 @dataclass(frozen=True)

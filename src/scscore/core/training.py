@@ -78,7 +78,8 @@ class TrainingResult:
     training_loss
         Mean loss between the checks; NaN for the first.
     validation_loss
-        Negative log posterior (nats per cell) of the validation cells at every check; empty without them.
+        Negative log posterior (nats per cell) of the validation cells at every check, with a single class their negative
+        log density; empty without them.
     log_likelihood
         Log-likelihoods of the validation cells at every check, each ``(n, n_classes)``, nats.
     """
@@ -293,7 +294,9 @@ class _DenoiserTask(pl.LightningModule):
         z, y = (value.to(self.device) for value in self.validation)
         found = self._validation_log_likelihood(z)
         result.log_likelihood.append(found.cpu())
-        result.validation_loss.append(float(cross_entropy(found + self.prior, y)))
+        # a single class has no posterior to judge: its density itself is the criterion
+        loss = cross_entropy(found + self.prior, y) if self.model.n_classes > 1 else -found.mean()
+        result.validation_loss.append(float(loss))
         best = min(range(len(result.steps)), key=result.validation_loss.__getitem__)
         return len(result.steps) - 1 - best >= self.config.patience
 

@@ -14,7 +14,7 @@ from scscore.io.folds import Split
 from scscore.io.readers import Chunk
 from scscore.io.representation import InputKind, PCAEncoder, log_normalise
 
-_DEFAULT_TARGET = 1e4
+DEFAULT_TARGET = 1e4
 _MAX_PCA_CELLS = 20_000
 _CHOICE_FEATURES, _CHOICE_CELLS = 20, 5_000
 
@@ -33,7 +33,7 @@ def informative_genes(
     if n_top_genes is not None and n_top_genes < keep.sum():
         import scanpy as sc
 
-        view, threads = AnnData(log_normalise(chunk[:, keep], kind, _DEFAULT_TARGET)), torch.get_num_threads()
+        view, threads = AnnData(log_normalise(chunk[:, keep], kind, DEFAULT_TARGET)), torch.get_num_threads()
         sc.pp.highly_variable_genes(view, n_top_genes=n_top_genes, flavor="seurat")
         torch.set_num_threads(threads)  # numba, under scanpy, sets those of torch to its own
         dispersion = view.var["dispersions_norm"].fillna(-np.inf).to_numpy()
@@ -56,9 +56,9 @@ def choose_target_sum(
     stays where it is not clearly worse.
     """
     if kind == "log":
-        return _DEFAULT_TARGET
+        return DEFAULT_TARGET
     median = float(np.median(np.asarray(chunk.sum(axis=1)).ravel()))
-    candidates = [_DEFAULT_TARGET, *(t for t in (median / 3, median / 10) if t > 0)]
+    candidates = [DEFAULT_TARGET, *(t for t in (median / 3, median / 10) if t > 0)]
     n_features = min(_CHOICE_FEATURES, chunk.shape[1])
     losses = []
     for target in candidates:
@@ -66,14 +66,14 @@ def choose_target_sum(
         for train, test in splits:
             train, test = _thin(train, _CHOICE_CELLS), _thin(test, _CHOICE_CELLS)
             if len(np.unique(y[train])) < len(log_prior):
-                return _DEFAULT_TARGET
+                return DEFAULT_TARGET
             encoder = PCAEncoder.fit(chunk[train], np.array([]), n_features=n_features, kind=kind, target_sum=target)
             folds.append(Fold(encoder.encode(chunk[train]), y[train], encoder.encode(chunk[test]), y[test]))
         width = min(fold.x_train.shape[1] for fold in folds)
         shapes = [ReferenceShape(width, amount) for amount in (0.0, 0.6)]
         losses.append(cross_validate(folds, n_classes=len(log_prior), log_prior=log_prior, shapes=shapes).losses)
     best = int(np.argmin([loss.mean() for loss in losses]))
-    return candidates[best] if clearly_worse(losses[0], losses[best]) else _DEFAULT_TARGET
+    return candidates[best] if clearly_worse(losses[0], losses[best]) else DEFAULT_TARGET
 
 
 def fit_encoders(

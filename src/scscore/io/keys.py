@@ -51,6 +51,31 @@ class Keys:
         return f"{self.key_added}_posterior"
 
     @property
+    def energy(self) -> str:
+        """``obs``: energy -log p, nats."""
+        return f"{self.key_added}_energy"
+
+    @property
+    def energy_se(self) -> str:
+        """``obs``: Monte-Carlo standard error of the energy, nats."""
+        return f"{self.key_added}_energy_se"
+
+    @property
+    def energy_gap(self) -> str:
+        """``obs``: energy along trajectories less energy of the probability flow, nats."""
+        return f"{self.key_added}_energy_gap"
+
+    @property
+    def energy_uns(self) -> str:
+        """``uns``: parameters of the energy, model hash, version."""
+        return f"{self.key_added}_energy"
+
+    @property
+    def dissipation(self) -> str:
+        """``uns``: evidence of single cells by noise level."""
+        return f"{self.key_added}_dissipation"
+
+    @property
     def uns(self) -> str:
         """``uns``: classes, parameters, model hash, version, loss curves."""
         return self.key_added

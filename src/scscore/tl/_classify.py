@@ -6,17 +6,25 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-import torch
 from anndata import AnnData
 
 from scscore._logging import logger
 from scscore._version import __version__
 from scscore.core.calibration import confidence_standard_error, entropy, log_posterior
-from scscore.core.likelihood import ESTIMATORS, Estimator
+from scscore.core.likelihood import Estimator
 from scscore.core.stopping import Stopping
 from scscore.io.keys import Keys
 from scscore.model import Prior, ScoreModel, json_params, jsonable
-from scscore.tl._validate import check_adata, check_name, check_positive, seed_of
+from scscore.tl._validate import (
+    check_adata,
+    check_estimator,
+    check_model,
+    check_name,
+    check_paths,
+    check_positive,
+    seed_of,
+    usable_device,
+)
 
 _MOST_PATHS = 8  # times the usual number, where a precision is asked for
 
@@ -117,25 +125,22 @@ def classify(
     (300, 3)
     """
     check_adata(adata)
-    if not isinstance(model, ScoreModel):
-        raise TypeError(
-            f"model must be a ScoreModel (from scscore.tl.fit or scscore.load), got {type(model).__name__}."
-        )
+    check_model(model)
+    if len(model.classes) < 2:
+        raise ValueError("model holds one density and no classes (fitted with condition=None); use scscore.tl.energy.")
     keys, seed = Keys(key_added), seed_of(rng)
     check_name(layer, "layer")
     check_positive("n_steps", n_steps)
     check_positive("n_paths", n_paths)
     check_positive("batch_size", batch_size, optional=False)
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator must be one of {list(ESTIMATORS)}, got {estimator!r}.")
+    check_estimator(estimator)
     if precision is not None and not 0 < precision < 1:
         raise ValueError(f"precision must be between 0 and 1, or None, got {precision!r}.")
     steps, paths = n_steps or model.calibration.n_steps, n_paths or model.calibration.n_paths
     if precision is not None and n_paths is None:
         paths *= _MOST_PATHS
-    if paths % 2:
-        raise ValueError(f"n_paths must be even (trajectories come in antithetic pairs), got {paths}.")
-    log_prior, torch_device = model.log_prior(prior), _device(device)
+    check_paths(paths)
+    log_prior, torch_device = model.log_prior(prior), usable_device(device)
     temperature = model.calibration.temperature
     stopping = None if precision is None else Stopping(log_prior, temperature, precision)
 
@@ -208,14 +213,3 @@ def classify(
         keys.uns,
     )
     return target if copy else None
-
-
-def _device(device: str) -> str:
-    """A usable torch device; ``"auto"`` takes a GPU if there is one."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=torch.device(device)).cpu()  # a meta tensor cannot come back
-    except (RuntimeError, AssertionError, TypeError) as error:  # what torch raises without CUDA is an AssertionError
-        raise ValueError(f"device={device!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return device

@@ -16,7 +16,13 @@ from scscore._logging import logger
 from scscore._version import __version__
 from scscore.core.reference_fit import Fold, ReferenceShape, candidate_shapes
 from scscore.core.schedule import NoiseSchedule
-from scscore.io.encoder_choice import choose_encoder, choose_target_sum, informative_genes
+from scscore.io.encoder_choice import (
+    DEFAULT_TARGET,
+    choose_encoder,
+    choose_target_sum,
+    fit_encoders,
+    informative_genes,
+)
 from scscore.io.folds import make_folds
 from scscore.io.keys import Keys
 from scscore.io.representation import ObsmRepresentation, Representation, obsm_array, training_matrix
@@ -25,11 +31,12 @@ from scscore.tl._validate import check_adata, check_name, check_positive, condit
 
 _N_FEATURES = (20, 30, 50)
 _MAX_CHOICE_CELLS = 10_000
+_MIN_CELLS = 20  # of a density without classes
 
 
 def fit(
     adata: AnnData,
-    condition: str,
+    condition: str | None,
     *,
     layer: str | None = None,
     use_rep: str | None = None,
@@ -63,7 +70,8 @@ def fit(
     adata
         Labelled cells, with raw counts or log-normalised values; in memory, backed or with dask arrays.
     condition
-        Column of ``obs`` with the classes. Cells without a label are left out.
+        Column of ``obs`` with the classes. Cells without a label are left out. ``None``: one density of all cells, for
+        :func:`scscore.tl.energy`; its reference is a Gaussian mixture whose size is chosen by cross-validation.
     layer
         Layer with the values; ``None`` is ``X``.
     use_rep
@@ -75,7 +83,7 @@ def fit(
     n_top_genes
         Use only this many highly variable genes. ``None``: all genes.
     n_comps
-        Number of principal components. ``None``: chosen by cross-validation among 20, 30 and 50.
+        Number of principal components. ``None``: chosen by cross-validation among 20, 30 and 50 (30 without classes).
     split_key
         Column of ``obs`` with donors, batches or replicates. Whole groups are then held out in cross-validation and
         validation, so that choices and temperature hold for new groups. Needs at least four groups.
@@ -133,7 +141,7 @@ def fit(
 
     check_adata(adata)
     keys, seed = Keys(key_added), seed_of(rng)
-    check_name(condition, "condition", optional=False)
+    check_name(condition, "condition")
     for argument, value in (("layer", layer), ("use_rep", use_rep), ("split_key", split_key)):
         check_name(value, argument)
     if objective not in ("hybrid", "generative"):
@@ -146,7 +154,12 @@ def fit(
     check_positive("batch_size", batch_size, optional=False)
     if use_rep is not None and (layer is not None or n_top_genes is not None or n_comps is not None or input != "auto"):
         raise ValueError("use_rep= replaces the model's own encoder: leave out layer, input, n_top_genes and n_comps.")
-    labels, labelled = condition_labels(adata, condition)
+    if condition is None:
+        labels, labelled = np.full(adata.n_obs, "all"), np.ones(adata.n_obs, dtype=bool)
+        if adata.n_obs < _MIN_CELLS:
+            raise ValueError(f"adata holds {adata.n_obs} cells; a density needs at least {_MIN_CELLS}.")
+    else:
+        labels, labelled = condition_labels(adata, condition)
     classes, y = np.unique(labels[labelled], return_inverse=True)
     counts = np.bincount(y)
     log_prior = resolve_prior("train", classes, counts)
@@ -170,23 +183,28 @@ def fit(
         genes = adata.var_names.to_numpy(dtype=str)
         chunk, genes = informative_genes(chunk, genes, n_top_genes=n_top_genes, kind=kind)
         width = max(_N_FEATURES) if n_comps is None else n_comps
-        target = choose_target_sum(chunk, y, folds_of, kind=kind, log_prior=log_prior)
 
         def shapes_of(n_features: int) -> list[ReferenceShape]:
             widths = [d for d in _N_FEATURES if d < n_features] if n_comps is None else []
             return candidate_shapes([*widths, n_features])
 
-        representation, x, represented, unit_variance = choose_encoder(
-            chunk,
-            genes,
-            y,
-            folds_of,
-            shapes=shapes_of,
-            n_features=width,
-            kind=kind,
-            target_sum=target,
-            log_prior=log_prior,
-        )
+        if condition is None:  # densities in different spaces cannot be compared: there is nothing to choose by
+            width = _N_FEATURES[1] if n_comps is None else n_comps
+            representation, x, represented = fit_encoders(
+                chunk, genes, folds_of, n_features=width, kind=kind, target_sum=DEFAULT_TARGET
+            )
+        else:
+            representation, x, represented, unit_variance = choose_encoder(
+                chunk,
+                genes,
+                y,
+                folds_of,
+                shapes=shapes_of,
+                n_features=width,
+                kind=kind,
+                target_sum=choose_target_sum(chunk, y, folds_of, kind=kind, log_prior=log_prior),
+                log_prior=log_prior,
+            )
         shapes = shapes_of(x.shape[1])
         if n_top_genes is not None and n_top_genes > adata.n_vars:
             logger.warning("n_top_genes=%d, but adata holds %d genes: all are used.", n_top_genes, adata.n_vars)

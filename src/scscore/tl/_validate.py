@@ -6,10 +6,13 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 from numpy.typing import NDArray
 
 from scscore._logging import logger
+from scscore.core.likelihood import ESTIMATORS
+from scscore.model import ScoreModel
 
 
 def seed_of(rng: int | np.random.Generator) -> int:
@@ -45,6 +48,38 @@ def check_adata(adata: object) -> None:
         raise TypeError(f"adata must be an AnnData, got {type(adata).__name__}.")
     if adata.n_obs == 0:
         raise ValueError("adata holds no cells.")
+
+
+def check_model(model: object) -> None:
+    """Raise TypeError unless this is a ScoreModel."""
+    if not isinstance(model, ScoreModel):
+        raise TypeError(
+            f"model must be a ScoreModel (from scscore.tl.fit or scscore.load), got {type(model).__name__}."
+        )
+
+
+def check_estimator(estimator: object) -> None:
+    """Raise ValueError unless this names an estimator of the log-likelihood."""
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator must be one of {list(ESTIMATORS)}, got {estimator!r}.")
+
+
+def check_paths(n_paths: int) -> None:
+    """Raise ValueError unless the number of trajectories is positive and even."""
+    check_positive("n_paths", n_paths, optional=False)
+    if n_paths % 2:
+        raise ValueError(f"n_paths must be even (trajectories come in antithetic pairs), got {n_paths}.")
+
+
+def usable_device(device: str) -> str:
+    """A usable torch device; ``"auto"`` takes a GPU if there is one."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=torch.device(device)).cpu()  # a meta tensor cannot come back
+    except (RuntimeError, AssertionError, TypeError) as error:  # what torch raises without CUDA is an AssertionError
+        raise ValueError(f"device={device!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
 
 
 def obs_column(adata: AnnData, name: str, argument: str) -> pd.Series:
