@@ -15,6 +15,7 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 from tqdm.auto import tqdm
 
+from scscore.core.analytic import ExactResidual
 from scscore.core.denoiser import ResidualDenoiser
 from scscore.core.diffusion import ConditionalDiffusion
 from scscore.core.likelihood import Estimator, LogLikelihood, log_likelihood
@@ -105,6 +106,8 @@ class ScoreModel:
                 space += ", genes at unit variance"
         else:
             space = f"obsm[{encoder.key!r}]"  # type: ignore[attr-defined]
+        if "reference" not in self.params:
+            return f"{self!r}\n  representation  {space}\n  exact: a Gaussian mixture per class, nothing was trained"
         choice, schedule = self.params["reference"], self.diffusion.schedule
         space += f"; {choice['n_features']} of {encoder.n_features} features used"
         if self.params["condition"] is None:
@@ -265,8 +268,10 @@ class ScoreModel:
         else:
             representation = ObsmRepresentation(encoder["key"], encoder["n_features"])
         reference = GaussianReference(**part("reference."))
-        denoiser = None
-        if metadata["denoiser"] is not None:
+        denoiser: torch.nn.Module | None = None
+        if metadata["denoiser"] == {"exact": True}:
+            denoiser = ExactResidual(GaussianReference(**part("denoiser.truth.")), reference)
+        elif metadata["denoiser"] is not None:
             weights = part("denoiser.")
             denoiser = ResidualDenoiser(reference.class_means, weights["scale"], **metadata["denoiser"])
             denoiser.load_state_dict(weights)

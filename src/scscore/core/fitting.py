@@ -134,6 +134,7 @@ def fit_conditional_diffusion(
         return train(model, z, _labels(labels), prior, **{"config": config, **common, **trainer, **more})
 
     results: list[TrainingResult] = []
+    volumes: list[float] = []
     truths: list[NDArray[np.integer]] = []
     n_train = 0
     for i, fold in enumerate(validation[:_MAX_VALIDATION_RUNS]):
@@ -145,6 +146,7 @@ def fit_conditional_diffusion(
         held_out = whitening(torch.from_numpy(fold.x_held_out[watched])), _labels(fold.y_held_out[watched])
         model = _with_denoiser(schedule, reference, z, seed)
         name = f"validation {i + 1}"
+        volumes.append(whitening.log_abs_det)
         results.append(run(name, model, z, fold.y_train, validation=held_out, n_steps=n_steps, n_paths=n_paths))
         truths.append(fold.y_held_out[watched])
         n_train += len(z)
@@ -152,6 +154,8 @@ def fit_conditional_diffusion(
     n_checks = min(len(result.steps) for result in results)
     sizes = [len(truth) for truth in truths]
     validation_loss = np.average([result.validation_loss[:n_checks] for result in results], axis=0, weights=sizes)
+    if n_classes == 1:  # a log density, which is that of the representation
+        validation_loss -= np.average(volumes, weights=sizes)
     training_loss = np.mean([result.training_loss[:n_checks] for result in results], axis=0)
     best = int(validation_loss.argmin())
     held_out_log_likelihood = torch.cat([result.log_likelihood[best] for result in results]).numpy()

@@ -71,6 +71,31 @@ class Keys:
         return f"{self.key_added}_energy"
 
     @property
+    def energy_smoothed(self) -> str:
+        """``obs``: mean energy of the cell and its neighbours, nats."""
+        return f"{self.key_added}_energy_smoothed"
+
+    @property
+    def basin(self) -> str:
+        """``obs``: basin of the energy landscape, categorical."""
+        return f"{self.key_added}_basin"
+
+    @property
+    def energy_landscape(self) -> str:
+        """``uns``: minima and barriers of the energy landscape."""
+        return f"{self.key_added}_energy_landscape"
+
+    @property
+    def reference_distance(self) -> str:
+        """``obs``: distance to the reference cell of a funnel."""
+        return f"{self.key_added}_reference_distance"
+
+    @property
+    def funnel(self) -> str:
+        """``uns``: measures of the funnel of every group."""
+        return f"{self.key_added}_funnel"
+
+    @property
     def dissipation(self) -> str:
         """``uns``: evidence of single cells by noise level."""
         return f"{self.key_added}_dissipation"

@@ -33,6 +33,14 @@ def check_positive(name: str, value: int | None, *, at_least: int = 1, optional:
         raise ValueError(f"{name} must be {expected}, got {value!r}.")
 
 
+def check_number(name: str, value: float, *, positive: bool = True) -> None:
+    """Raise ValueError unless `value` is a finite number above zero, or, where that is allowed, zero."""
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not number or not np.isfinite(value) or value < 0 or (positive and value == 0):
+        expected = "a positive number" if positive else "a number that is not negative"
+        raise ValueError(f"{name} must be {expected}, got {value!r}.")
+
+
 def check_name(name: object, argument: str, *, optional: bool = True) -> None:
     """Raise TypeError unless the name of a column, layer or representation is a string, or None where that is allowed."""
     if not (isinstance(name, str) or (name is None and optional)):
