@@ -1,5 +1,7 @@
 """The bundled data sets against scipy, and the promises of their docstrings."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
@@ -43,6 +45,35 @@ def test_toy_shape_names_and_seed() -> None:
     again, other = (scs.datasets.toy_gaussians(n_obs=31, n_classes=30, n_features=3, rng=rng) for rng in (0, 1))
     np.testing.assert_array_equal(adata.X, again.X)
     assert not np.array_equal(adata.X, other.X)
+
+
+@pytest.mark.parametrize(("n_classes", "n_components", "n_features"), [(2, 1, 1), (3, 2, 2), (4, 3, 5)])
+def test_the_exact_model_of_a_toy_mixture_knows_the_truth(
+    n_classes: int, n_components: int, n_features: int, tmp_path: Path
+) -> None:
+    sizes = {"n_classes": n_classes, "n_components": n_components, "n_features": n_features}
+    cells, model = scs.datasets.toy_mixture(40, **sizes, rng=1)
+    model.save(tmp_path / "exact")
+    scs.tl.classify(cells, scs.load(tmp_path / "exact"), n_steps=64, n_paths=64, progress=False)
+    found, truth = scs.get.likelihood(cells).to_numpy(), cells.obsm["log_likelihood"]
+    near = truth > truth.max(1, keepdims=True) - 10
+    assert np.abs(found - truth)[near].mean() < 0.15
+    assert np.abs(cells.obsm["scscore_posterior"] - cells.obsm["posterior"]).max() < 0.15
+    assert "exact" in model.summary()
+
+
+def test_cells_of_a_toy_mixture_are_drawn_from_it() -> None:
+    cells, model = scs.datasets.toy_mixture(3000, rng=2)
+    y = cells.obs["class"].cat.codes.to_numpy()
+    truth = model.diffusion.truth
+    for k in range(3):
+        x = cells.obsm["X_toy"][y == k]
+        mean = (truth.weights[k] @ truth.means).numpy()
+        assert (np.abs(x.mean(0) - mean) < 5 * x.std(0) / len(x) ** 0.5).all()
+    gaussians = zip(truth.means, truth.variances, truth.axes, strict=True)
+    components = [multivariate_normal(mean, (axes * variances) @ axes.T) for mean, variances, axes in gaussians]
+    densities = np.stack([c.pdf(cells.obsm["X_toy"]) for c in components], axis=1) @ truth.weights.numpy().T
+    np.testing.assert_allclose(cells.obsm["log_likelihood"], np.log(densities), atol=1e-8)
 
 
 def test_pbmc_shape_labels_and_values() -> None:
