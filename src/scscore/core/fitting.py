@@ -33,7 +33,7 @@ from scscore.core.training import TrainingConfig, TrainingResult, train
 
 _ENOUGH_VALIDATION_CELLS = 2000
 _MAX_VALIDATION_RUNS = 3
-_ENOUGH_CELLS_FOR_LEVELS = 500
+_ENOUGH_CELLS_FOR_LEVELS = 300
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def energy(
 
     Notes
     -----
-    Derivation: *Energy* in the *Likelihoods* page of the documentation. Source: Chen et al., bioRxiv 2025.11.28.690021.
+    Derivation: *Energy* in the *Likelihoods and energies* page of the documentation. Source: Chen et al., bioRxiv 2025.11.28.690021.
     """
     check_adata(adata)
     check_model(model)
