@@ -199,7 +199,8 @@ class ScoreModel:
         for rows, z in self.points(
             adata, layer=layer, batch_size=batch_size, device=device, progress=progress, description=description
         ):
-            with torch.no_grad():  # not inference mode, which forward-mode differentiation cannot enter
+            # the flow differentiates, which inference mode does not allow
+            with torch.no_grad() if estimator == "flow" else torch.inference_mode():
                 found = log_likelihood(
                     self.diffusion,
                     z,
