@@ -25,8 +25,7 @@ _ROWS = (
     ("importance-weighted bound", "Jarzynski average of the work", "1 (nats)"),
     ("log-sum-exp over classes", "minus a free energy / kT", "1 (nats)"),
     ("difference of two class logits", "reduced energy difference less the free-energy difference", "1 (nats)"),
-    ("guidance h added to the score", "external force / kT", "1 / length"),
-    ("cost of guidance", "excess work / kT", "1 (nats)"),
+    ("guidance h added to the score; its cost", "external force / kT; excess work / kT", "1 / length; 1 (nats)"),
     ("condition (class, covariate)", "thermodynamic state, alchemical parameter lambda", "1"),
     ("noise level sigma", "length over which the landscape is smoothed; not a temperature", "length"),
 )

@@ -15,15 +15,28 @@ def test_the_contract():
         "confidence": "k_confidence",
         "entropy": "k_entropy",
         "mcse": "k_mcse",
+        "n_paths": "k_n_paths",
         "log_likelihood": "k_log_likelihood",
         "posterior": "k_posterior",
+        "energy": "k_energy",
+        "energy_se": "k_energy_se",
+        "energy_gap": "k_energy_gap",
+        "energy_uns": "k_energy",
+        "energy_smoothed": "k_energy_smoothed",
+        "basin": "k_basin",
+        "energy_landscape": "k_energy_landscape",
+        "reference_distance": "k_reference_distance",
+        "funnel": "k_funnel",
+        "dissipation": "k_dissipation",
         "uns": "k",
     }
     assert [field.default for field in fields(Keys)] == ["scscore"]
 
 
 def test_slots_differ_from_each_other_and_between_keys():
-    names = [getattr(Keys(key), slot) for key in ("a", "b", "a_label") for slot in SLOTS if slot != "uns"]
+    # uns is the key itself, and energy_uns has the parameters of the column with its name
+    slots = [slot for slot in SLOTS if slot not in ("uns", "energy_uns")]
+    names = [getattr(Keys(key), slot) for key in ("a", "b", "a_label") for slot in slots]
     assert len(set(names)) == len(names)
 
 

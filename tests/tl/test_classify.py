@@ -190,3 +190,41 @@ def test_toy_posterior_is_the_true_one():
     near = test.obsm["posterior"] > 0.05  # far from a class its density is extrapolated
     assert abs(error[near].mean()) < 0.1
     assert np.abs(error[near]).mean() < 0.25
+
+
+@pytest.mark.parametrize("estimator", ["dissipation", "elbo", "flow"])
+def test_all_estimators_find_the_exact_posterior(estimator: str):
+    cells, exact = scs.datasets.toy_mixture(60, rng=3)
+    found = classified(cells, exact, estimator=estimator, n_steps=64, n_paths=64)
+    error = np.abs(found.obsm["scscore_posterior"] - cells.obsm["posterior"]).sum(1) / 2
+    assert error.mean() < (0.001 if estimator == "flow" else 0.01)
+    if estimator == "flow":
+        assert (found.obs["scscore_mcse"] == 0).all()
+
+
+def test_precision_spends_paths_on_hard_cells_and_keeps_its_promise():
+    cells, exact = scs.datasets.toy_mixture(300, rng=4)
+    found = classified(cells, exact, n_steps=64, n_paths=256, precision=0.05)
+    paths, p = found.obs["scscore_n_paths"], found.obsm["scscore_posterior"]
+    assert paths.min() == 4 and paths.max() > 4 * paths.median()
+    clear = cells.obsm["posterior"].max(1) > 0.999
+    assert paths[clear].mean() < 0.5 * paths[~clear].mean()
+    confidence = np.take_along_axis(cells.obsm["posterior"], p.argmax(1)[:, None], axis=1)[:, 0]
+    met = paths < 256
+    assert (np.abs(found.obs["scscore_confidence"] - confidence)[met] < 0.05).mean() > 0.95
+
+
+def test_precision_does_not_depend_on_the_batch():
+    cells, exact = scs.datasets.toy_mixture(100, rng=5)
+    whole = classified(cells, exact, n_steps=8, precision=0.05)
+    for size in (1, 7):
+        parts = classified(cells, exact, n_steps=8, precision=0.05, batch_size=size)
+        np.testing.assert_allclose(parts.obsm["scscore_posterior"], whole.obsm["scscore_posterior"], atol=1e-5)
+        np.testing.assert_array_equal(parts.obs["scscore_n_paths"], whole.obs["scscore_n_paths"])
+
+
+@pytest.mark.parametrize("wrong", [{"precision": 0}, {"precision": 1.5}, {"estimator": "guess"}])
+def test_impossible_effort_is_refused(counts: AnnData, model: scs.ScoreModel, wrong: dict[str, Any]):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        scs.tl.classify(counts, model, **wrong)
+    assert "scscore_label" not in counts.obs

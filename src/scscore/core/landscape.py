@@ -71,9 +71,8 @@ def basins(energy: Vector, neighbours: Indices, *, min_barrier: float = 0.0) -> 
     where no path leads from i to j. ``barriers[i, j] - barriers[j, i]`` is the energy of minimum j less that of minimum i.
     """
     order = np.argsort(energy, kind="stable").astype(np.int64)
-    u, v = _edges(
-        energy, neighbours, order
-    )  # points are numbered by rank from here on, so that they compare as integers
+    # points are numbered by the rank of their energy from here on, so that they compare as integers
+    u, v = _edges(energy, neighbours, order)
     root = np.arange(len(energy))
     np.minimum.at(root, u, v)
     np.minimum.at(root, v, u)
@@ -92,9 +91,8 @@ def basins(energy: Vector, neighbours: Indices, *, min_barrier: float = 0.0) -> 
         if deep > shallow:
             a, deep, shallow = b, shallow, deep
         if height[saddle] - height[shallow] < min_barrier:
-            merged[shallow] = _find(
-                merged, a
-            )  # nothing else was kept in that part: its other minima are less deep still
+            # nothing but this minimum is left of its part: the others were less deep still
+            merged[shallow] = _find(merged, a)
         else:
             saddles.append((list(kept[deep]), kept[shallow], saddle))
             kept[deep] += kept[shallow]

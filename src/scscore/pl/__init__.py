@@ -7,7 +7,9 @@ returns ``None``, what is not returns the ``Axes``; ``return_fig=True`` returns 
 
 from scscore.pl._confusion import confusion
 from scscore.pl._dissipation import dissipation
+from scscore.pl._energy import energy
+from scscore.pl._funnel import funnel
 from scscore.pl._posterior import posterior
 from scscore.pl._training import training
 
-__all__ = ["confusion", "dissipation", "posterior", "training"]
+__all__ = ["confusion", "dissipation", "energy", "funnel", "posterior", "training"]

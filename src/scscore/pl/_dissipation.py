@@ -112,7 +112,7 @@ def dissipation(
     colors = _colors(adata, stored, Keys(key), shown, predicted, palette)
 
     single, given, n_labels = len(curves) == 1, ax, 1 + max(len(one.shown) for one in curves)
-    width, height = (4.0, 3.0) if single else (2.6, 2.0)
+    width, height = (4.0, 3.0) if single else (2.4, 2.0)
     size = (width, max(height, n_labels * LINE_HEIGHT / 72))
     axes = [_base.axes_of_size(ax, size)] if single else axes_for_panels(len(curves), size)
     bottom, top = min(one.floor for one in curves), max(one.ceiling for one in curves)

@@ -83,9 +83,9 @@ class EvidenceCurves:
 
     @property
     def floor(self) -> float:
-        """Lowest evidence drawn: a little below that of the third strongest class, within bounds."""
+        """Lowest evidence drawn: a little below that of the third strongest and of the predicted class, within bounds."""
         third = np.sort(self.evidence[-1])[::-1][:3][-1]
-        return -float(min(1.15 * max(-third, self.ceiling), _FARTHEST))
+        return -float(min(1.15 * max(-third, -self.evidence[-1, self.predicted], self.ceiling), _FARTHEST))
 
     @property
     def band(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -157,7 +157,7 @@ def _mark_decision(ax: Axes, one: EvidenceCurves) -> None:
         color="0.25",
     )
     confidence = ">0.99" if one.confidence > 0.995 else f"{one.confidence:.2f}"
-    title = f"{_short(one.cell, 40)}\n{_short(one.classes[one.predicted], 30)}, posterior {confidence}"
+    title = f"{_short(one.cell, 34)}\n{_short(one.classes[one.predicted], 24)}, posterior {confidence}"
     ax.set_title(title, loc="left", fontsize=_FONT + 1, pad=_FONT + 7)
 
 
@@ -166,7 +166,7 @@ def _label_lines(ax: Axes, one: EvidenceCurves, colors: Mapping[int, str], other
     bottom, top = ax.get_ylim()
     height = 72 * _base.inches(ax)[1]
     ends = one.evidence[-1]
-    labels = [(float(ends[k]), _short(one.classes[k], 28), colors[k]) for k in one.shown]
+    labels = [(float(ends[k]), _short(one.classes[k], 24), colors[k]) for k in one.shown]
     if others:
         name = f"{len(others)} other class{'es' if len(others) > 1 else ''}"
         labels.append((float(np.median(ends[others])), name, GREY))

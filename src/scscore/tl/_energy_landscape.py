@@ -94,7 +94,7 @@ def energy_landscape(
     Examples
     --------
     >>> import scscore as scs
-    >>> cells = scs.datasets.toy_gaussians(n_obs=300)
+    >>> cells = scs.datasets.toy_gaussians(n_obs=300, separation=12)
     >>> model = scs.tl.fit(cells, "class", use_rep="X_toy", max_epochs=2, progress=False)
     >>> scs.tl.energy(cells, model, n_steps=4, gap=False, progress=False)
     >>> scs.tl.energy_landscape(cells, model)
@@ -103,10 +103,12 @@ def energy_landscape(
 
     Notes
     -----
-    A path runs over cells, so a saddle is as high as the highest cell on it: where cells are sparse, as they are on top of a
-    high barrier and in many dimensions, a path steps across the top, and the barrier comes out too low. About ``log(n_obs)`` nats
-    above the deepest minimum there are no cells left to show a barrier; the parts then come apart, and the barrier is infinite.
-    Barriers of one landscape can be compared with each other.
+    A path runs over cells, so a saddle is as high as the highest cell on it: where cells are sparse a path steps across the
+    top, and the barrier comes out too low, or the parts come apart and it is infinite. Little can be seen of what lies more than
+    about ``log(n_obs)`` nats above a minimum. In many dimensions nearly all cells lie in a shell around the bottom of
+    their basin, the barriers over them are far too low, and a few cells that are neighbours of very many join unlike ones: basins are
+    coarse there. Barriers of one landscape can still be compared with each other. Fewer neighbours, or a `use_rep` of fewer dimensions or
+    with its natural variances (``X_pca``), tell more basins apart.
 
     Energies: Chen et al., bioRxiv 2025.11.28.690021; watershed merged by persistence: Chazal et al., J. ACM 60, 41 (2013).
     """

@@ -19,7 +19,7 @@ from scscore.io.representation import obsm_array
 from scscore.model import json_params
 from scscore.tl._validate import check_adata, check_name, check_number, check_positive, obs_column
 
-_NEAR = 0.1  # of the median distance, the default scale
+_NEAR = 0.2  # of the median distance, the default scale
 
 Vector = NDArray[np.float64]
 
@@ -67,9 +67,9 @@ def funnel(
         are left out. ``None``: all points are one group, named "all".
     scale
         The distance :math:`l` at which a point counts as near by a factor 1/e, in the unit of the distances; the same in
-        all groups. Where a unit has a custom, follow it: 1.5 to 4 Angstrom for the RMSD of peptides and proteins. ``None``: a tenth
-        of the median `distance`, about 5 Angstrom for the ligand RMSD of blind docking; with `reference`, the distance to
-        its `n_neighbors`-th nearest point, because in many dimensions nothing is as near as a tenth of the median.
+        all groups. Where a unit has a custom, follow it: 1.5 to 4 Angstrom for the RMSD of peptides and proteins. ``None``: a fifth
+        of the median `distance`, which is about a tenth of the largest without following outliers; with `reference`, the
+        distance to its `n_neighbors`-th nearest point, because in many dimensions nothing is as near as a fifth of the median.
     temperature
         :math:`T`, in the unit of the energies. Energies in nats are in units of kT: 1 is the temperature of the density.
     n_neighbors
@@ -258,7 +258,7 @@ def _distance_to(adata: AnnData, reference: str, points: Vector | None) -> Vecto
 def _default_scale(distance: Vector, rank: int | None) -> float:
     """See :func:`funnel`; ``rank``: number of the neighbour of the reference whose distance counts."""
     if rank is None:
-        scale, what = _NEAR * float(np.median(distance)), "a tenth of the median distance"
+        scale, what = _NEAR * float(np.median(distance)), "a fifth of the median distance"
     else:  # the reference itself comes first
         scale, what = float(np.sort(distance)[min(rank, len(distance) - 1)]), f"the distance to neighbour {rank}"
     if scale <= 0:
