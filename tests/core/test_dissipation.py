@@ -52,13 +52,13 @@ def test_exact_score_gives_the_exact_likelihood(exact_model: ExactModel, dim: in
 def test_estimated_log_ratios_have_slope_one(overlapping_classes: Callable[..., MixtureDiffusion], dim: int):
     model = overlapping_classes(3, dim, separation=2 / dim**0.5)
     model.schedule = NoiseSchedule(8.0, -8.0)
-    z = samples(model, 100)
-    estimated = log_likelihood(model, z, n_steps=32, n_paths=16, noise=NoiseStream(0)).mean
+    z = samples(model, 60)
+    estimated = log_likelihood(model, z, n_steps=32, n_paths=8, noise=NoiseStream(0)).mean
     ratios = [(values[:, 1:] - values[:, :1]).ravel().numpy() for values in (model.log_prob(z), estimated)]
     assert np.polyfit(*ratios, 1)[0] == pytest.approx(1.0, abs=0.02)
 
 
-@pytest.mark.parametrize("dim", [1, 2, 10])
+@pytest.mark.parametrize("dim", [1, 10])
 def test_one_path_of_the_exact_score_becomes_exact(exact_model: ExactModel, dim: int):
     """Four times the steps: half the error and half the spread, which is discretisation and not noise."""
     model, truth = exact_model(dim, lam=8.0)
@@ -78,7 +78,7 @@ def test_doubling_the_steps_at_least_halves_the_bias(exact_model: ExactModel):
     z = samples(model, 6)
     bias = []
     for n_steps in (2, 4, 8):
-        draws = paths(model, z, n_steps, n_draws=3000).mean(1) - truth.log_prob(z)
+        draws = paths(model, z, n_steps, n_draws=2000).mean(1) - truth.log_prob(z)
         bias.append(float((draws.mean(0).square() - standard_error(draws).square()).mean().clamp_min(0).sqrt()))
     assert bias[0] > 0.1  # visible
     assert all(after < 0.5 * before for before, after in pairwise(bias))
@@ -123,39 +123,37 @@ def drifting(lam_max: float, lam_min: float) -> tuple[ConditionalDiffusion, Drif
 
 @pytest.mark.parametrize("n_steps", [1, 2, 4, 8])
 def test_the_mean_is_the_right_end_sum_of_the_evidence(n_steps: int):
-    """Exactly, however long the jumps: a jump weighs its length. The window cuts the drift, so the error is of first order."""
+    """However long the jumps: a jump weighs its length. What is linear in the noise cancels in an antithetic pair."""
     model, drift, z, _ = drifting(1.0, -3.0)
-    draws = paths(model, z, n_steps, n_draws=2000).mean(1)[..., 0]
+    found = paths(model, z, n_steps, n_draws=1).mean((0, 1))[:, 0]
     levels = model.schedule.levels(n_steps)
     expected = model.reference.log_prob(z)[:, 0] + 4 / n_steps * drift.evidence(z, levels[1:]).sum(0)
-    assert ((draws.mean(0) - expected).abs() < 4 * standard_error(draws)).all()
+    torch.testing.assert_close(found, expected)
 
 
 def test_doubling_the_steps_halves_the_bias_of_first_order():
-    """Bias of the estimate, with its Monte-Carlo error: half of it at each doubling, or less, where a window cuts the loss."""
+    """The window cuts the drift, so that the sum does not vanish at its ends, as is the case elsewhere."""
     model, drift, z, _ = drifting(1.0, -3.0)
     lam = torch.linspace(-3, 1, 4001, dtype=torch.float64)
     limit = model.reference.log_prob(z)[:, 0] + torch.trapezoid(drift.evidence(z, lam), lam, dim=0)
-    found = []
-    for n_steps in (2, 4, 8):
-        bias = (paths(model, z, n_steps, n_draws=4000).mean(1)[..., 0] - limit).mean(1)
-        found.append((bias.mean().abs(), standard_error(bias)))
-    assert found[-1][0] > 10 * found[-1][1]  # visible
-    for (before, error_before), (after, error_after) in pairwise(found):
-        assert after < 0.5 * before + 3 * (error_after + 0.5 * error_before)
+    bias = [
+        float((paths(model, z, n, n_draws=1).mean((0, 1))[:, 0] - limit).square().mean().sqrt()) for n in (4, 8, 16, 32)
+    ]
+    assert bias[-1] > 0.03
+    assert all(0.45 * before < after <= 0.5 * before for before, after in pairwise(bias))
 
 
 def test_second_law_and_jarzynski_for_a_wrong_score():
     """The mean falls short of the density of what the model generates, the exponential average does not."""
     model, drift, z, generated = drifting(8.0, -8.0)
-    found = paths(model, z, n_steps=256, n_draws=2000)[..., 0]
-    mean, error = found.mean((0, 1)), standard_error(found.mean(1))
+    found = paths(model, z, n_steps=256, n_draws=1000)[..., 0]
+    mean = found.mean((0, 1))
     assert (mean < generated[:, 0] - 0.2).all()
     work = torch.exp(found - generated[:, 0]).mean(1)
     assert ((work.mean(0) - 1).abs() < 3 * standard_error(work)).all()
     lam = torch.linspace(-8, 8, 4001, dtype=torch.float64)
     bound = model.reference.log_prob(z)[:, 0] + torch.trapezoid(drift.evidence(z, lam), lam, dim=0)
-    assert ((mean - bound).abs() < 4 * error).all()
+    torch.testing.assert_close(mean, bound, atol=1e-6, rtol=0)
 
 
 class Corrupted(nn.Module):
@@ -179,7 +177,7 @@ def test_jarzynski_integrates_to_one_and_the_mean_to_less(wrong: bool):
     model = MixtureDiffusion.from_components(means, variances, schedule=schedule)
     if wrong:
         model.denoiser = Corrupted(model.denoiser)
-    grid = torch.linspace(-6, 6, 61, dtype=torch.float64)
+    grid = torch.linspace(-5, 5, 41, dtype=torch.float64)
     found = paths(model, grid[:, None], n_steps=512, n_draws=64)
     mass = torch.trapezoid(found.exp().mean(1), grid, dim=1)  # of every draw and class
     assert ((mass.mean(0) - 1).abs() < 3 * standard_error(mass)).all()
@@ -207,13 +205,13 @@ def left_and_right(model: ConditionalDiffusion, z: Tensor, n_steps: int) -> Tens
     return total
 
 
-@pytest.mark.parametrize("n_steps", [128, 256])
+@pytest.mark.parametrize("n_steps", [64, 256])
 def test_predictions_at_the_left_end_lack_the_divergence(exact_model: ExactModel, n_steps: int):
     """The bias does not shrink with the jumps. It is predicted by automatic differentiation."""
     model, truth = exact_model(3, 2, lam=8.0)
-    z = samples(model, 6)
-    left, right = (left_and_right(model, z.repeat(400, 1), n_steps) - truth.log_prob(z).repeat(400, 1)).mean((1, 2))
-    lam, generator = torch.linspace(-8, 8, 65, dtype=torch.float64), torch.Generator().manual_seed(9)
+    z = 1.5 * torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    left, right = (left_and_right(model, z.repeat(300, 1), n_steps) - truth.log_prob(z).repeat(300, 1)).mean((1, 2))
+    lam, generator = torch.linspace(-8, 8, 33, dtype=torch.float64), torch.Generator().manual_seed(9)
     divergence = torch.empty_like(lam)
     for i, level in enumerate(lam):
         noise = torch.randn(600, 3, generator=generator, dtype=torch.float64)
@@ -267,7 +265,7 @@ def test_sums_along_forward_paths_of_exploding_noise(three_wells: Wells):
 def test_three_wells_along_a_thousand_jumps(three_wells: Wells):
     """Jarzynski's average over 16 paths, the mean over 64, and the probability flow, in a window wider than sigma .1 to 70."""
     model = three_wells(NoiseSchedule(12.0, -12.0, importance=(1, 3, 4, 3, 1, 1)))
-    z = samples(model, 100)
+    z = samples(model, 50)
     exact = model.log_prob(z)[:, 0]
     found = paths(model, z, n_steps=1000, n_draws=32)[..., 0]
     assert (found.mean((0, 1)) - exact).square().mean().sqrt() < 0.01
@@ -296,7 +294,7 @@ def test_evidence_by_level_is_the_density_of_the_noised_point(exact_model: Exact
     """With the exact score and short jumps, at every level along the trajectory."""
     model, truth = exact_model(2)
     z = samples(model, 10)
-    levels = model.schedule.levels(800)
+    levels = model.schedule.levels(400)
     course = evidence_by_level(model, z, levels, constant_noise(z, 2))
     trajectory = list(noising_trajectory(z, levels, constant_noise(z, 2)))  # the first of every pair
     exact = [truth.log_prob(point, lam) for point, lam in zip(trajectory[::-1], levels.flip(0), strict=True)]

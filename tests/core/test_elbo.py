@@ -38,7 +38,7 @@ def test_exact_score_gives_the_exact_likelihood(exact_model: ExactModel, dim: in
     check_mean(elbo(model, z, n_strata=8, n_paths=64), truth.log_prob(z))
 
 
-@pytest.mark.parametrize(("n_strata", "n_paths"), [(1, 800), (2, 800), (8, 200)])
+@pytest.mark.parametrize(("n_strata", "n_paths"), [(1, 400), (2, 400), (8, 100)])
 def test_any_number_of_strata_is_unbiased(exact_model: ExactModel, n_strata: int, n_paths: int):
     model, truth = exact_model(2, lam=10.0)
     z = samples(model, 10)
@@ -49,8 +49,8 @@ def test_any_number_of_strata_is_unbiased(exact_model: ExactModel, n_strata: int
 def test_estimated_log_ratios_have_slope_one(overlapping_classes: Callable[..., MixtureDiffusion], dim: int):
     model = overlapping_classes(3, dim, separation=2 / dim**0.5)
     model.schedule = NoiseSchedule(8.0, -8.0)
-    z = samples(model, 100)
-    estimated, exact = elbo(model, z, n_strata=32, n_paths=16).mean, model.log_prob(z)
+    z = samples(model, 60)
+    estimated, exact = elbo(model, z, n_strata=32, n_paths=8).mean, model.log_prob(z)
     ratios = [(values[:, 1:] - values[:, :1]).ravel().numpy() for values in (exact, estimated)]
     assert np.polyfit(*ratios, 1)[0] == pytest.approx(1.0, abs=0.02)
 
@@ -59,5 +59,5 @@ def test_strata_reduce_the_spread(exact_model: ExactModel):
     """By more than the square root, which as many levels at random would give."""
     model, _ = exact_model(2, lam=10.0)
     z = samples(model, 20)
-    few, many = (float(elbo(model, z, n, n_paths=32).draws.std(0).mean()) for n in (2, 32))
+    few, many = (float(elbo(model, z, n, n_paths=16).draws.std(0).mean()) for n in (2, 32))
     assert many < few / 16**0.5
