@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,7 +15,7 @@ from scscore.core.trajectories import NoiseStream
 
 _N_PARTS = 20
 _FINE_STEPS = 64
-_CANDIDATES = (2, 4, 8, 16, 32)
+_CANDIDATES = (4, 8, 16, 32)
 _TOLERANCE = 0.01  # total variation of the posterior
 _NEGLIGIBLE = 1e-3  # share of the importance that may lie beyond either end of the window
 
@@ -65,33 +63,38 @@ def choose_levels(model: ConditionalDiffusion, z: Tensor, log_prior: Array, *, s
     return NoiseSchedule(float(levels[first]), float(levels[last]), tuple((importance / importance.mean()).tolist()))
 
 
-def choose_n_steps(
+def choose_effort(
     model: ConditionalDiffusion, z: Tensor, log_prior: Array, temperature: float, *, n_paths: int, seed: int = 0
-) -> int:
-    """The smallest number of jumps, among powers of two up to 32, that leaves the posterior as it is.
+) -> tuple[NoiseSchedule, int]:
+    """The levels, and the smallest number of jumps, that leave the posterior as it is.
 
-    As it is: within .01 in total variation of the posterior with 64 jumps, on average over the points.
+    As it is: within .01 in total variation of the posterior with 64 jumps, on average over the points. Tried are 4, 8, 16 and
+    32 jumps (a network is trained with 4), each with evenly spaced levels and with those of :func:`choose_levels`; of both, the
+    better ones are taken. With a single class, which has no posterior, the levels of :func:`choose_levels`.
 
     Parameters
     ----------
     model, z, log_prior, seed
-        As in :func:`choose_levels`.
+        As in :func:`choose_levels`; the model is left alone.
     temperature
         Factor on the log-likelihoods in the posterior.
     n_paths
         Paths per point.
     """
+    by_loss = choose_levels(model, z, log_prior, seed=seed)
     if model.denoiser is None or model.n_classes == 1:
-        return _CANDIDATES[0]
-    estimate = partial(log_likelihood, model, z, noise=NoiseStream(seed), n_paths=n_paths)
+        return by_loss, _CANDIDATES[0]
 
-    def posterior(n_steps: int) -> Array:
+    def posterior(schedule: NoiseSchedule, n_steps: int) -> Array:
+        tried = ConditionalDiffusion(schedule, model.reference, model.denoiser)
         with torch.inference_mode():
-            mean = estimate(n_steps=n_steps).mean.cpu().numpy()
-        return np.exp(log_posterior(mean, log_prior, temperature))
+            found = log_likelihood(tried, z, noise=NoiseStream(seed), n_steps=n_steps, n_paths=n_paths)
+        return np.exp(log_posterior(found.mean.cpu().numpy(), log_prior, temperature))
 
-    fine = posterior(_FINE_STEPS)
-    for n_steps in _CANDIDATES[:-1]:
-        if 0.5 * np.abs(posterior(n_steps) - fine).sum(1).mean() <= _TOLERANCE:
-            return n_steps
-    return _CANDIDATES[-1]
+    fine = posterior(model.schedule, _FINE_STEPS)
+    for n_steps in _CANDIDATES:
+        distance = {s: 0.5 * np.abs(posterior(s, n_steps) - fine).sum(1).mean() for s in (model.schedule, by_loss)}
+        best = min(distance, key=distance.__getitem__)
+        if distance[best] <= _TOLERANCE:
+            break
+    return best, n_steps

@@ -16,7 +16,7 @@ from scscore.core.calibration import fit_temperature, log_posterior, negative_lo
 from scscore.core.denoiser import ResidualDenoiser
 from scscore.core.density_fit import build_density, fit_density
 from scscore.core.diffusion import ConditionalDiffusion
-from scscore.core.effort import choose_levels, choose_n_steps
+from scscore.core.effort import choose_effort
 from scscore.core.reference import GaussianReference
 from scscore.core.reference_fit import (
     Array,
@@ -171,8 +171,7 @@ def fit_conditional_diffusion(
         run("all cells", final, z, y, config=replace(config, max_steps=final_steps))
     final.eval()
     some = chosen.whitening(torch.from_numpy(x[_spread(len(x), _ENOUGH_CELLS_FOR_LEVELS)]))
-    final.schedule = choose_levels(final, some, log_prior, seed=seed)
-    n_jumps = choose_n_steps(final, some, log_prior, temperature, n_paths=n_paths, seed=seed)
+    final.schedule, n_jumps = choose_effort(final, some, log_prior, temperature, n_paths=n_paths, seed=seed)
     return FitOutcome(
         whitening=chosen.whitening,
         diffusion=final,
