@@ -98,6 +98,6 @@ def learned() -> Callable[..., ResidualDenoiser]:
             denoiser = ResidualDenoiser(means, torch.ones(reference.n_features), width=16, n_blocks=1, rank=8)
             torch.nn.init.normal_(denoiser.output.weight, std=size)
             torch.nn.init.normal_(denoiser.output.bias, std=size)
-        return denoiser.double().eval()
+        return denoiser.double().eval().requires_grad_(False)
 
     return make

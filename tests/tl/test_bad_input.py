@@ -154,7 +154,6 @@ NOT_FINITE = "1 NaN or infinite value.*remove or impute"
 # id: (change of the cells, arguments, error, message)
 FIT: dict[str, tuple[Change, dict[str, Any], type[Exception], str]] = {
     "condition unknown": (nothing, {"condition": "nope"}, KeyError, r"condition='nope'.*available.*cell_type.*donor"),
-    "condition None": (nothing, {"condition": None}, TypeError, "condition must be a name.*None"),
     "condition list": (nothing, {"condition": ["cell_type"]}, TypeError, r"condition must be a name.*\['cell_type'\]"),
     "layer unknown": (nothing, {"layer": "nope"}, KeyError, "layer='nope' is not in adata.layers; available"),
     "layer list": (nothing, {"layer": ["nope"]}, TypeError, "layer must be a name"),
