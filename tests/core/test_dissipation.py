@@ -265,7 +265,7 @@ def test_sums_along_forward_paths_of_exploding_noise(three_wells: Wells):
 def test_three_wells_along_a_thousand_jumps(three_wells: Wells):
     """Jarzynski's average over 16 paths, the mean over 64, and the probability flow, in a window wider than sigma .1 to 70."""
     model = three_wells(NoiseSchedule(12.0, -12.0, importance=(1, 3, 4, 3, 1, 1)))
-    z = samples(model, 50)
+    z = samples(model, 40)
     exact = model.log_prob(z)[:, 0]
     found = paths(model, z, n_steps=1000, n_draws=32)[..., 0]
     assert (found.mean((0, 1)) - exact).square().mean().sqrt() < 0.01

@@ -138,12 +138,12 @@ def test_without_early_stops_all_paths_are_made(exact_model: ExactModel):
 def test_decisions_and_posteriors_agree_with_tenfold_effort(exact_model: ExactModel, estimator: Estimator):
     """Of points that were settled early: the decision in 97 % at least, the posterior within the precision in about 95 %."""
     model, _ = exact_model(2, lam=8.0)
-    z = samples(model, 240)
+    z = samples(model, 200)
     noise = NoiseStream(9)
-    fine = posterior_of(log_likelihood(model, z, estimator=estimator, n_steps=4, n_paths=10 * N_PATHS, noise=noise))
-    rows, close, same = np.arange(240), [], []
+    fine = posterior_of(log_likelihood(model, z, estimator=estimator, n_steps=8, n_paths=10 * N_PATHS, noise=noise))
+    rows, close, same = np.arange(200), [], []
     for seed in range(4):
-        _, found, n_paths = adaptive(model, z, precision=0.05, seed=seed, estimator=estimator, n_steps=4)
+        _, found, n_paths = adaptive(model, z, precision=0.05, seed=seed, estimator=estimator)
         early, best = n_paths < N_PATHS, found.argmax(1)
         close.append((np.abs(found - fine)[rows, best] < 0.05)[early])
         same.append((best == fine.argmax(1))[early])
