@@ -109,6 +109,14 @@ def test_prior_and_temperature_decide_what_is_far():
     assert excluded[1].tolist() == [[False, True]]
 
 
+def test_temperature_scales_the_margin_and_its_error():
+    """With equal priors, which class is best does not depend on it."""
+    draws = draws_of(0.0, -1.0, spread=0.5, n_draws=8)
+    assert all(Stopping(uniform(2), t, precision=1.0).settled(draws)[0].all() for t in (1.0, 0.3))
+    wide = draws_of(0.0, -1.0, spread=2.0, n_draws=8)
+    assert not any(Stopping(uniform(2), t, precision=1.0).settled(wide)[0].any() for t in (1.0, 3.0))
+
+
 def test_settled_points_have_fewer_paths_and_the_hard_ones_all(overlapping_classes: Classes):
     model = overlapping_classes(3, 2, separation=1.0)
     model.schedule = NoiseSchedule(8.0, -8.0)
