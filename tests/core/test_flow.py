@@ -41,7 +41,7 @@ def small(mixture: Mixture, learned: Callable[..., ResidualDenoiser]) -> tuple[C
     return ConditionalDiffusion(NoiseSchedule(4.0, -3.0), reference, learned(reference)), z
 
 
-@pytest.mark.parametrize(("dim", "n_steps"), [(1, 36), (2, 32), (10, 24), (30, 24), (50, 24)])
+@pytest.mark.parametrize(("dim", "n_steps"), [(1, 36), (2, 32), (10, 24), (30, 28), (50, 32)])
 def test_exact_score_gives_the_exact_likelihood(
     overlapping_classes: Callable[..., MixtureDiffusion], dim: int, n_steps: int
 ):

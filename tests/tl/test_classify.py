@@ -215,10 +215,10 @@ def test_precision_spends_paths_on_hard_cells_and_keeps_its_promise():
 
 
 def test_precision_does_not_depend_on_the_batch():
-    cells, exact = scs.datasets.toy_mixture(100, rng=5)
-    whole = classified(cells, exact, n_steps=8, precision=0.05)
+    cells, exact = scs.datasets.toy_mixture(20, rng=5)
+    whole = classified(cells, exact, n_steps=4, n_paths=16, precision=0.05)
     for size in (1, 7):
-        parts = classified(cells, exact, n_steps=8, precision=0.05, batch_size=size)
+        parts = classified(cells, exact, n_steps=4, n_paths=16, precision=0.05, batch_size=size)
         np.testing.assert_allclose(parts.obsm["scscore_posterior"], whole.obsm["scscore_posterior"], atol=1e-5)
         np.testing.assert_array_equal(parts.obs["scscore_n_paths"], whole.obs["scscore_n_paths"])
 
