@@ -143,7 +143,7 @@ def energy(
     torch_device = usable_device(device)
 
     weights, noise = torch.from_numpy(log_prior).to(torch_device), NoiseStream(seed)
-    values = np.empty((adata.n_obs, 3), dtype=np.float64)  # energy, standard error, gap
+    values = np.zeros((adata.n_obs, 3), dtype=np.float64)  # energy, standard error, gap
     for rows, z in model.points(
         adata, layer=layer, batch_size=batch_size, device=torch_device, progress=progress, description="energy"
     ):
