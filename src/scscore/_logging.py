@@ -16,4 +16,5 @@ if not logger.handlers:
     _handler.setFormatter(logging.Formatter("%(message)s"))
     _handler.addFilter(_only_without_root_handlers)
     logger.addHandler(_handler)
-    logger.setLevel(logging.INFO)
+    if logger.level == logging.NOTSET:  # else the user has chosen one before this was imported
+        logger.setLevel(logging.INFO)

@@ -223,7 +223,9 @@ def test_precision_does_not_depend_on_the_batch():
         np.testing.assert_array_equal(parts.obs["scscore_n_paths"], whole.obs["scscore_n_paths"])
 
 
-@pytest.mark.parametrize("wrong", [{"precision": 0}, {"precision": 1.5}, {"estimator": "guess"}])
+@pytest.mark.parametrize(
+    "wrong", [{"precision": 0}, {"precision": 1.5}, {"precision": 0.1, "estimator": "flow"}, {"estimator": "guess"}]
+)
 def test_impossible_effort_is_refused(counts: AnnData, model: scs.ScoreModel, wrong: dict[str, Any]):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         scs.tl.classify(counts, model, **wrong)
