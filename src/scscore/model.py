@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from scscore.core.analytic import ExactResidual
 from scscore.core.denoiser import ResidualDenoiser
 from scscore.core.diffusion import ConditionalDiffusion
+from scscore.core.held_out import HeldOut
 from scscore.core.likelihood import Estimator, LogLikelihood, log_likelihood
 from scscore.core.reference import GaussianReference
 from scscore.core.reference_fit import Whitening
@@ -56,6 +57,9 @@ class ScoreModel:
         The conditional diffusion model.
     calibration
         Temperature of the posterior.
+    held_out
+        Log-likelihoods of labelled cells outside the training cells, for prediction sets and typicality; ``None`` where there are
+        none (exact models before :func:`scscore.tl.calibrate`, densities without classes).
     params
         Arguments and choices of the fit, what JSON can hold.
     """
@@ -70,6 +74,7 @@ class ScoreModel:
         diffusion: ConditionalDiffusion,
         calibration: Calibration,
         params: dict[str, Any],
+        held_out: HeldOut | None = None,
     ) -> None:
         self.classes = classes
         self.class_counts = class_counts
@@ -77,6 +82,7 @@ class ScoreModel:
         self.whitening = whitening
         self.diffusion = diffusion.eval()
         self.calibration = calibration
+        self.held_out = held_out
         self.params = params
 
     def __repr__(self) -> str:
@@ -124,6 +130,8 @@ class ScoreModel:
                 f"cross-validated NLL {choice['nll']:.3f} nats, accuracy {choice['accuracy']:.3f}"
             )
             loss, temperature = "NLL", [f"  temperature     {self.calibration.temperature:.2f}"]
+            if self.held_out is not None:
+                temperature.append(f"  held-out cells  {len(self.held_out.y)}, for prediction sets and typicality")
         return "\n".join(
             [
                 repr(self),
@@ -255,6 +263,9 @@ class ScoreModel:
         def part(prefix: str) -> dict[str, torch.Tensor]:
             return {k.removeprefix(prefix): v for k, v in torch_tensors.items() if k.startswith(prefix)}
 
+        def part_arrays(prefix: str) -> dict[str, NDArray[Any]]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
         encoder = metadata["representation"]
         representation: Representation
         if encoder["type"] == "pca":
@@ -284,6 +295,7 @@ class ScoreModel:
             diffusion=ConditionalDiffusion(NoiseSchedule(**metadata["schedule"]), reference, denoiser),
             calibration=Calibration(**metadata["calibration"]),
             params=metadata["params"],
+            held_out=HeldOut(**part_arrays("held_out.")) if "held_out.y" in tensors else None,
         )
 
     def _tensors(self) -> Tensors:
@@ -301,6 +313,8 @@ class ScoreModel:
         if isinstance(self.representation, PCAEncoder):
             for name in ("mean", "share", "components"):
                 tensors[f"encoder.{name}"] = getattr(self.representation, name)
+        if self.held_out is not None:
+            tensors |= {f"held_out.{name}": value for name, value in vars(self.held_out).items()}
         return {**tensors, "class_counts": self.class_counts}
 
     def _metadata(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ Array = NDArray[np.float64]
 
 TEMPERATURE_BOUNDS = (0.1, 3.0)
 _LOG_TEMPERATURE_SD = 0.5
+_MOST_ITERATIONS = 1000
 
 
 def log_posterior(log_likelihood: ArrayLike, log_prior: ArrayLike, temperature: float = 1.0) -> Array:
@@ -51,6 +52,41 @@ def fit_temperature(log_likelihood: ArrayLike, log_prior: ArrayLike, y: ArrayLik
 
     found = minimize_scalar(objective, bounds=np.log(TEMPERATURE_BOUNDS), method="bounded")
     return float(np.exp(found.x))
+
+
+def estimate_prior(
+    log_likelihood: ArrayLike, log_prior: ArrayLike, temperature: float = 1.0, *, tolerance: float = 1e-6
+) -> Array:
+    r"""Class frequencies of unlabelled cells by maximum likelihood, as a log prior, nats ``(n_classes,)``.
+
+    The expectation-maximisation of Saerens et al. 2002: the posterior of every cell under the current frequencies, then
+    frequencies that are its mean, until they change by less than `tolerance`. One cell is shared out according to
+    `log_prior`, so that no class that it allows is ruled out for good.
+
+    Parameters
+    ----------
+    log_likelihood
+        Nats, shape ``(n, n_classes)``.
+    log_prior
+        Where to start, nats, ``(n_classes,)``.
+    temperature
+        Factor on the log-likelihoods, as in :func:`log_posterior`.
+    tolerance
+        Largest change of a frequency at which to stop.
+    """
+    start = log_softmax(np.asarray(log_prior, dtype=np.float64))
+    first, n = np.exp(start), len(np.asarray(log_likelihood))
+    frequency = first
+    for _ in range(_MOST_ITERATIONS):
+        with np.errstate(divide="ignore"):
+            posterior = np.exp(log_posterior(log_likelihood, np.log(frequency), temperature))
+        following = (posterior.sum(0) + first) / (n + 1)
+        change = np.abs(following - frequency).max()
+        frequency = following
+        if change < tolerance:
+            break
+    with np.errstate(divide="ignore"):
+        return np.log(frequency)
 
 
 def entropy(log_posterior: ArrayLike) -> Array:

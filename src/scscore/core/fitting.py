@@ -17,6 +17,7 @@ from scscore.core.denoiser import ResidualDenoiser
 from scscore.core.density_fit import build_density, fit_density
 from scscore.core.diffusion import ConditionalDiffusion
 from scscore.core.effort import choose_effort
+from scscore.core.held_out import HeldOut
 from scscore.core.reference import GaussianReference
 from scscore.core.reference_fit import (
     Array,
@@ -57,6 +58,8 @@ class FitOutcome:
         Jumps per noising trajectory that the posterior of this model needs.
     validation_nll, validation_accuracy
         Of the calibrated posterior of the validation cells at the chosen step.
+    held_out
+        Log-likelihoods (of the representation, not of the whitened space) and labels of the validation cells.
     """
 
     whitening: Whitening
@@ -70,6 +73,7 @@ class FitOutcome:
     n_jumps: int
     validation_nll: float
     validation_accuracy: float
+    held_out: HeldOut
 
 
 def fit_conditional_diffusion(
@@ -160,6 +164,7 @@ def fit_conditional_diffusion(
     best = int(validation_loss.argmin())
     held_out_log_likelihood = torch.cat([result.log_likelihood[best] for result in results]).numpy()
     truth = np.concatenate(truths)
+    volume = np.repeat(volumes, sizes)[:, None]
     temperature = fit_temperature(held_out_log_likelihood, log_prior, truth)
     posterior = np.exp(log_posterior(held_out_log_likelihood, log_prior, temperature))
 
@@ -184,6 +189,7 @@ def fit_conditional_diffusion(
         n_jumps=n_jumps,
         validation_nll=negative_log_likelihood(posterior, truth) if n_classes > 1 else float(validation_loss[best]),
         validation_accuracy=float((posterior.argmax(1) == truth).mean()),
+        held_out=HeldOut.of(held_out_log_likelihood + volume, truth),
     )
 
 

@@ -36,6 +36,21 @@ class Keys:
         return f"{self.key_added}_mcse"
 
     @property
+    def typicality(self) -> str:
+        """``obs``: p-value of log p(x) against held-out cells of the known classes, small for novel cells."""
+        return f"{self.key_added}_typicality"
+
+    @property
+    def set_size(self) -> str:
+        """``obs``: number of classes in the prediction set."""
+        return f"{self.key_added}_set_size"
+
+    @property
+    def prediction_set(self) -> str:
+        """``obsm``: which classes are in the prediction set."""
+        return f"{self.key_added}_prediction_set"
+
+    @property
     def n_paths(self) -> str:
         """``obs``: noising trajectories spent on the cell."""
         return f"{self.key_added}_n_paths"

@@ -1,8 +1,9 @@
-"""``tl.classify``: labels, calibrated posterior and likelihoods of every cell."""
+"""``tl.classify``: labels, calibrated posterior, prediction sets, novelty and likelihoods of every cell."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,8 @@ from anndata import AnnData
 
 from scscore._logging import logger
 from scscore._version import __version__
-from scscore.core.calibration import confidence_standard_error, entropy, log_posterior
+from scscore.core.calibration import confidence_standard_error, entropy, estimate_prior, log_posterior
+from scscore.core.conformal import SET_METHODS, SetMethod
 from scscore.core.likelihood import Estimator
 from scscore.core.stopping import Stopping
 from scscore.io.keys import Keys
@@ -26,7 +28,9 @@ from scscore.tl._validate import (
     usable_device,
 )
 
+UNKNOWN = "unknown"
 _MOST_PATHS = 8  # times the usual number, where a precision is asked for
+_ENOUGH_CELLS_FOR_PRIOR = 5000
 
 
 def classify(
@@ -34,7 +38,11 @@ def classify(
     model: ScoreModel,
     *,
     layer: str | None = None,
-    prior: Prior | None = None,
+    prior: Prior | Literal["estimate"] | None = None,
+    reject: float = 0.01,
+    coverage: float = 0.9,
+    set_method: SetMethod = "lac",
+    class_conditional: bool = False,
     estimator: Estimator = "dissipation",
     n_steps: int | None = None,
     n_paths: int | None = None,
@@ -62,7 +70,18 @@ def classify(
     layer
         Layer with the values; ``None`` is ``X``.
     prior
-        Class prior: ``"train"``, ``"uniform"``, a mapping from class to weight, or an array. ``None``: the prior of the model.
+        Class prior: ``"train"``, ``"uniform"``, a mapping from class to weight, or an array. ``"estimate"``: the class frequencies
+        of these cells, by expectation-maximisation on their likelihoods. ``None``: the prior of the model.
+    reject
+        Label cells as ``"unknown"`` whose typicality is below this: about this share of cells of known classes is lost. 0: none.
+    coverage
+        Probability that a prediction set holds the true class, for cells like the held-out cells of the model. Where the model
+        is surer than that, some sets are empty: the guarantee is met by the other cells.
+    set_method
+        ``"lac"``: the smallest sets on average. ``"aps"``: adaptive sets, larger for ambiguous cells.
+    class_conditional
+        Meet the coverage within every class, not only on average. Sets are larger, and a class with fewer than
+        ``1 / (1 - coverage)`` held-out cells is in all of them.
     estimator
         How log p(x given class) is estimated: ``"dissipation"`` along noising trajectories, ``"elbo"`` at stratified noise
         levels, or ``"flow"``, the probability flow, which has no Monte-Carlo error and is orders of magnitude slower.
@@ -93,14 +112,22 @@ def classify(
     -------
     ``None``, or the copy. With ``k = key_added``, writes
 
-    - ``obs[f"{k}_label"]``: most probable class (categorical);
+    - ``obs[f"{k}_label"]``: most probable class, or ``"unknown"`` (categorical);
     - ``obs[f"{k}_confidence"]``: its posterior (float32);
     - ``obs[f"{k}_entropy"]``: entropy of the posterior, nats (float32);
     - ``obs[f"{k}_mcse"]``: Monte-Carlo standard error of the confidence that remains (float32);
+    - ``obs[f"{k}_typicality"]``: p-value of log p(x) against held-out cells of the known classes; small for cells that are unlike
+      all of them, uniform for known ones (float32);
+    - ``obs[f"{k}_set_size"]``: number of classes in the prediction set (int32);
     - ``obs[f"{k}_n_paths"]``: trajectories that were spent on the cell (int32);
     - ``obsm[f"{k}_log_likelihood"]``: log p(x given class) in the model's representation, nats, float32 ``(n_obs, n_classes)``;
     - ``obsm[f"{k}_posterior"]``: posterior, rows sum to one, float32 ``(n_obs, n_classes)``;
+    - ``obsm[f"{k}_prediction_set"]``: conformal prediction set, bool ``(n_obs, n_classes)``;
     - ``uns[k]``: ``classes``, ``params`` (JSON), ``model_hash``, ``version``.
+
+    Three uncertainties are kept apart: Monte-Carlo error (``mcse``), ambiguity between known classes (``entropy``, ``set_size``) and
+    novelty (``typicality``). Typicality and sets need held-out cells, which :func:`scscore.tl.fit` provides and
+    :func:`scscore.tl.calibrate` replaces; without them they are not written.
 
     Raises
     ------
@@ -110,7 +137,7 @@ def classify(
         Unknown layer, or the model's representation is not in ``obsm``.
     ValueError
         No cells, too few shared genes, duplicated genes, NaN, infinite or negative values, logged values where the model
-        needs counts or the reverse, an invalid prior, `precision` together with the flow.
+        needs counts or the reverse, an invalid prior, `reject`, `coverage` or method, `precision` together with the flow.
 
     Warns
     -----
@@ -144,8 +171,31 @@ def classify(
     if precision is not None and n_paths is None:
         paths *= _MOST_PATHS
     check_paths(paths)
-    log_prior, torch_device = model.log_prior(prior), usable_device(device)
-    temperature = model.calibration.temperature
+    if not 0 <= reject < 1 or not 0 < coverage < 1:
+        raise ValueError(
+            f"reject must be in [0, 1) and coverage between 0 and 1, got reject={reject!r}, coverage={coverage!r}."
+        )
+    if set_method not in SET_METHODS:
+        raise ValueError(f"set_method must be one of {list(SET_METHODS)}, got {set_method!r}.")
+    estimated = isinstance(prior, str) and prior == "estimate"
+    log_prior, torch_device = model.log_prior(None if estimated else prior), usable_device(device)
+    temperature, held_out = model.calibration.temperature, model.held_out
+    if estimated:
+        some = np.unique(np.linspace(0, adata.n_obs - 1, min(adata.n_obs, _ENOUGH_CELLS_FOR_PRIOR)).round().astype(int))
+        found = model.log_likelihood(
+            adata if len(some) == adata.n_obs else adata[some],
+            layer=layer,
+            estimator=estimator,
+            n_steps=steps,
+            n_paths=model.calibration.n_paths,
+            seed=seed,
+            batch_size=batch_size,
+            device=torch_device,
+            progress=progress,
+            description="estimate prior",
+        )
+        values = np.concatenate([estimate.mean.numpy() for _, estimate in found])
+        log_prior = estimate_prior(values, log_prior, temperature)
     stopping = None if precision is None else Stopping(log_prior, temperature, precision)
 
     n_obs, n_classes = adata.n_obs, len(model.classes)
@@ -178,10 +228,28 @@ def classify(
     target = adata.copy() if copy else adata
     earlier = target.uns.get(keys.uns, {})  # of a fit with the same key, whose curves stay
     curves = earlier.items() if isinstance(earlier, Mapping) else ()
-    codes = pd.Categorical.from_codes(best, categories=model.classes.astype(object))
-    target.obs[keys.label] = pd.Series(codes, index=target.obs_names)
-    for column, name in enumerate((keys.confidence, keys.entropy, keys.mcse)):
-        target.obs[name] = uncertainty[:, column]
+    labels = pd.Categorical.from_codes(best, categories=model.classes.astype(object))
+    columns = dict(zip((keys.confidence, keys.entropy, keys.mcse), uncertainty.T, strict=True))
+    if held_out is not None:
+        typicality = held_out.typicality(log_likelihood)
+        if (novel := typicality < reject).any():
+            labels = labels.add_categories([] if UNKNOWN in labels.categories else [UNKNOWN])
+            labels[novel] = UNKNOWN
+        sets = held_out.prediction_sets(
+            posterior,
+            log_prior,
+            temperature,
+            coverage=coverage,
+            method=set_method,
+            class_conditional=class_conditional,
+            seed=seed,
+        )
+        columns[keys.typicality] = typicality.astype(np.float32)
+        columns[keys.set_size] = sets.sum(1).astype(np.int32)
+        target.obsm[keys.prediction_set] = sets
+    target.obs[keys.label] = pd.Series(labels, index=target.obs_names)
+    for name, column in columns.items():
+        target.obs[name] = column
     target.obs[keys.n_paths] = spent
     target.obsm[keys.log_likelihood] = log_likelihood
     target.obsm[keys.posterior] = posterior
@@ -193,6 +261,11 @@ def classify(
         "n_paths": paths,
         "precision": precision,
         "prior": np.exp(log_prior),
+        "prior_estimated": estimated,
+        "reject": reject,
+        "coverage": coverage,
+        "set_method": set_method,
+        "class_conditional": class_conditional,
         "temperature": temperature,
         "seed": seed,
     }
@@ -204,16 +277,12 @@ def classify(
         "version": __version__,
     }
     logger.info(
-        "classified %d cells into %d classes\nwrote obs[%r, %r, %r, %r, %r], obsm[%r, %r], uns[%r]",
+        "classified %d cells into %d classes%s\nwrote obs%r, obsm%r, uns[%r]",
         n_obs,
         n_classes,
-        keys.label,
-        keys.confidence,
-        keys.entropy,
-        keys.mcse,
-        keys.n_paths,
-        keys.log_likelihood,
-        keys.posterior,
+        "" if held_out is None else f", {int((target.obs[keys.label] == UNKNOWN).sum())} of them {UNKNOWN!r}",
+        [keys.label, *columns, keys.n_paths],
+        [keys.log_likelihood, keys.posterior, *([] if held_out is None else [keys.prediction_set])],
         keys.uns,
     )
     return target if copy else None

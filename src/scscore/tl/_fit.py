@@ -275,6 +275,7 @@ def fit(
         whitening=outcome.whitening,
         diffusion=outcome.diffusion,
         calibration=replace(calibration, temperature=outcome.temperature, n_steps=outcome.n_jumps),
+        held_out=outcome.held_out if condition is not None else None,
         params=params,
     )
     adata.uns[keys.uns] = {

@@ -1,0 +1,85 @@
+"""Labelled cells that the model was not trained on: what prediction sets and typicality are measured against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from scscore.core.calibration import log_posterior
+from scscore.core.conformal import SetMethod, conformal_p_values, nonconformity
+from scscore.core.novelty import class_entropies, p_value, typicality_score
+
+Array = NDArray[np.float64]
+
+_MOST_CELLS = 5000
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Log-likelihoods and labels of held-out cells.
+
+    Attributes
+    ----------
+    log_likelihood
+        Nats, float32 ``(n, n_classes)``, in the units of the model's log-likelihoods.
+    y
+        Class indices, int64 ``(n,)``.
+    """
+
+    log_likelihood: NDArray[np.float32]
+    y: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, log_likelihood: ArrayLike, y: ArrayLike) -> HeldOut:
+        """At most 5,000 of the cells, evenly spread."""
+        values, labels = np.asarray(log_likelihood, dtype=np.float32), np.asarray(y, dtype=np.int64)
+        rows = np.unique(np.linspace(0, len(labels) - 1, min(len(labels), _MOST_CELLS)).round().astype(np.int64))
+        return cls(np.ascontiguousarray(values[rows]), labels[rows])
+
+    def frequencies(self, log_prior: Array) -> Array:
+        """Class frequencies of these cells, one more cell being shared out by the prior: none is zero where that is not."""
+        counts = np.bincount(self.y, minlength=len(log_prior))
+        return (counts + np.exp(log_prior)) / (len(self.y) + 1)
+
+    def typicality(self, log_likelihood: ArrayLike) -> Array:
+        """P-value of log p(x) of new cells, ``(n,)``, small for cells unlike all known classes; see :mod:`scscore.core.novelty`."""
+        entropies = class_entropies(self.log_likelihood, self.y)
+        return p_value(typicality_score(log_likelihood, entropies), typicality_score(self.log_likelihood, entropies))
+
+    def prediction_sets(
+        self,
+        posterior: ArrayLike,
+        log_prior: Array,
+        temperature: float,
+        *,
+        coverage: float,
+        method: SetMethod = "lac",
+        class_conditional: bool = False,
+        seed: int = 0,
+    ) -> NDArray[np.bool_]:
+        """Conformal sets of new cells, ``(n, n_classes)``.
+
+        Where the prior is not that of the held-out cells, these are weighted (label shift).
+
+        Parameters
+        ----------
+        posterior
+            Of the new cells, ``(n, n_classes)``.
+        log_prior, temperature
+            What the posterior was made with; the held-out cells are given the same.
+        coverage
+            Probability that the set holds the true label, between 0 and 1.
+        method, class_conditional
+            See :mod:`scscore.core.conformal`.
+        seed
+            Of the random part of ``"aps"``.
+        """
+        own = np.exp(log_posterior(self.log_likelihood, log_prior, temperature))
+        random, own_random = (np.random.default_rng([seed, stream]) for stream in range(2))
+        new = nonconformity(posterior, method, random.random(len(np.asarray(posterior))))
+        calibration = nonconformity(own, method, own_random.random(len(own)))[np.arange(len(own)), self.y]
+        weights = np.exp(log_prior) / np.maximum(self.frequencies(log_prior), 1e-300)
+        p = conformal_p_values(new, calibration, self.y, class_weights=weights, class_conditional=class_conditional)
+        return p > 1 - coverage
