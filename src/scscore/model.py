@@ -33,11 +33,22 @@ Prior = str | Mapping[str, float] | ArrayLike
 
 @dataclass(frozen=True)
 class Calibration:
-    """What turns raw log-likelihoods into a posterior: a temperature, and the sampling effort it was fitted for."""
+    """What turns raw log-likelihoods into a posterior, and the sampling effort it was fitted for.
+
+    The posterior is ``softmax(temperature * log_likelihood + offsets + log_prior)``; without offsets these are zero.
+    """
 
     temperature: float = 1.0
+    offsets: tuple[float, ...] = ()
     n_steps: int = 4
     n_paths: int = 8
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "offsets", tuple(self.offsets))  # JSON has lists
+
+    def log_weights(self, log_prior: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What is added to the tempered log-likelihoods: log prior and class offsets, nats ``(n_classes,)``."""
+        return log_prior + np.asarray(self.offsets) if self.offsets else log_prior
 
 
 class ScoreModel:
@@ -314,7 +325,7 @@ class ScoreModel:
             for name in ("mean", "share", "components"):
                 tensors[f"encoder.{name}"] = getattr(self.representation, name)
         if self.held_out is not None:
-            tensors |= {f"held_out.{name}": value for name, value in vars(self.held_out).items()}
+            tensors |= {f"held_out.{k}": v for k, v in vars(self.held_out).items() if v is not None}
         return {**tensors, "class_counts": self.class_counts}
 
     def _metadata(self) -> dict[str, Any]:

@@ -2,16 +2,19 @@
 
 import numpy as np
 import pytest
-from scipy.special import log_softmax, softmax
+from scipy.optimize import minimize
+from scipy.special import log_softmax, logsumexp, softmax
 from scipy.stats import entropy as scipy_entropy
+from scipy.stats import norm
 from sklearn.metrics import log_loss
 
 from scscore.core.calibration import (
     TEMPERATURE_BOUNDS,
     confidence_standard_error,
     entropy,
+    estimate_prior,
     expected_calibration_error,
-    fit_temperature,
+    fit_calibration,
     log_posterior,
     negative_log_likelihood,
 )
@@ -56,7 +59,7 @@ def test_a_class_of_prior_zero_is_excluded():
     found = confidence_standard_error(draws, log_p, 1.0)
     np.testing.assert_allclose(found, confidence_standard_error(draws[:, :, [0, 2]], log_p[:, [0, 2]], 1.0))
     y = np.where(drawn(log_p) == 1, 0, drawn(log_p))
-    assert TEMPERATURE_BOUNDS[0] <= fit_temperature(values, log_prior, y) <= TEMPERATURE_BOUNDS[1]
+    assert TEMPERATURE_BOUNDS[0] <= fit_calibration(values, log_prior, y)[0] <= TEMPERATURE_BOUNDS[1]
 
 
 @pytest.mark.parametrize("temperature", [0.3, 0.7, 1.0, 1.8])
@@ -64,36 +67,82 @@ def test_a_known_temperature_is_recovered(temperature: float):
     log_prior = np.log([0.6, 0.3, 0.1])
     values = logits(20_000)
     y = drawn(log_posterior(values, log_prior, temperature))
-    assert fit_temperature(values, log_prior, y) == pytest.approx(temperature, rel=0.05)
+    assert fit_calibration(values, log_prior, y)[0] == pytest.approx(temperature, rel=0.05)
 
 
-def test_temperature_minimises_loss_and_penalty():
+@pytest.mark.parametrize("offsets", [(0.0, 0.0, 0.0), (0.4, -0.3, -0.1)])
+def test_known_offsets_are_recovered(offsets: tuple[float, ...]):
+    log_prior, values = np.log([0.6, 0.3, 0.1]), logits(20_000)
+    y = drawn(log_posterior(values, log_prior + np.array(offsets), 0.7))
+    temperature, found = fit_calibration(values, log_prior, y)
+    assert temperature == pytest.approx(0.7, rel=0.05)
+    np.testing.assert_allclose(found - found.mean(), offsets, atol=0.08)
+
+
+def test_calibration_minimises_loss_and_penalty():
     values, log_prior = logits(60), np.log([0.6, 0.3, 0.1])
     y = drawn(log_posterior(values, log_prior, 0.5))
 
-    def objective(temperature: np.ndarray) -> np.ndarray:
-        loss = [log_loss(y, softmax(t * values + log_prior, axis=1), normalize=False) for t in temperature]
-        return np.array(loss) + 0.5 * (np.log(temperature) / 0.5) ** 2
+    def objective(parameters: np.ndarray) -> float:
+        loss = log_loss(
+            y, softmax(np.exp(parameters[0]) * values + log_prior + parameters[1:], axis=1), normalize=False
+        )
+        return loss + 0.5 * ((parameters / np.array([0.5, 0.3, 0.3, 0.3])) ** 2).sum()
 
-    grid = np.geomspace(*TEMPERATURE_BOUNDS, 400)
-    found = fit_temperature(values, log_prior, y)
-    assert objective(np.array([found]))[0] <= objective(grid).min() + 1e-4
+    temperature, offsets = fit_calibration(values, log_prior, y)
+    found = np.concatenate([[np.log(temperature)], offsets])
+    independent = minimize(
+        objective, np.zeros(4), method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-9, "maxfev": 5000}
+    )
+    assert objective(found) <= independent.fun + 1e-6
+    np.testing.assert_allclose(found, independent.x, atol=1e-3)
 
 
 @pytest.mark.parametrize("gap", [1.0, 10.0, 1e4])
 def test_perfectly_separated_cells_give_a_bounded_temperature(gap: float):
     y = np.arange(300) % 3
     values = gap * np.eye(3)[y]
-    found = fit_temperature(values, UNIFORM, y)
+    found = fit_calibration(values, UNIFORM, y)[0]
     assert np.isfinite(found)
     assert 1 <= found <= TEMPERATURE_BOUNDS[1]
-    wrong = fit_temperature(values, UNIFORM, (y + 1) % 3)
+    wrong = fit_calibration(values, UNIFORM, (y + 1) % 3)[0]
     assert TEMPERATURE_BOUNDS[0] <= wrong < 1
 
 
 def test_few_cells_say_little_about_the_temperature():
     values = logits(3)
-    assert fit_temperature(values, UNIFORM, values.argmax(1)) == pytest.approx(1, abs=0.4)
+    assert fit_calibration(values, UNIFORM, values.argmax(1))[0] == pytest.approx(1, abs=0.4)
+
+
+@pytest.mark.parametrize("frequencies", [(0.7, 0.2, 0.1), (0.05, 0.05, 0.9), (1.0, 0.0, 0.0)])
+@pytest.mark.parametrize("offsets", [0.0, np.array([0.5, 0.0, -0.5])])
+def test_estimated_prior_is_that_of_the_cells(frequencies: tuple[float, ...], offsets: np.ndarray | float):
+    rng = np.random.default_rng(1)
+    y = rng.choice(3, 5000, p=frequencies)
+    x = rng.normal(size=(5000, 2)) + np.array([[0, 0], [1.5, 0], [0, 1.5]])[y]
+    exact = norm.logpdf(x[:, None], np.array([[0, 0], [1.5, 0], [0, 1.5]])).sum(-1)
+    found = np.exp(estimate_prior((exact - offsets) / 0.5, UNIFORM, 0.5, offsets))
+    assert found.sum() == pytest.approx(1)
+    np.testing.assert_allclose(found, np.bincount(y, minlength=3) / 5000, atol=0.03)
+
+
+def test_estimated_prior_is_the_maximum_of_the_likelihood():
+    values = logits(400)
+    found = estimate_prior(values, UNIFORM, tolerance=1e-10)
+
+    def minus_log_likelihood(w: np.ndarray) -> float:  # with the one cell that is shared out by the starting prior
+        w = softmax(np.append(w, 0.0))
+        return -logsumexp(values + np.log(w), axis=1).sum() - np.log(w).mean()
+
+    best = minimize(minus_log_likelihood, np.zeros(2), tol=1e-12)
+    np.testing.assert_allclose(np.exp(found), softmax(np.append(best.x, 0.0)), atol=1e-4)
+
+
+def test_a_class_that_the_prior_excludes_stays_excluded():
+    with np.errstate(divide="ignore"):
+        found = estimate_prior(logits(50), np.log([0.5, 0.0, 0.5]))
+    assert found[1] == -np.inf
+    assert np.isfinite(found[[0, 2]]).all()
 
 
 def test_entropy_equals_scipy():

@@ -33,16 +33,23 @@ def test_every_slot_is_what_it_says(counts: AnnData, model: scs.ScoreModel, roun
     assert p.shape == log_likelihood.shape == (240, 3)
     np.testing.assert_allclose(p.astype(np.float64).sum(1), 1, atol=1e-6)
     labels = counts.obs["scscore_label"]
-    assert labels.cat.categories.tolist() == model.classes.tolist() == counts.uns["scscore"]["classes"].tolist()
-    assert (labels.cat.codes == p.argmax(1)).all()
+    assert model.classes.tolist() == counts.uns["scscore"]["classes"].tolist()
+    typicality = counts.obs["scscore_typicality"].to_numpy()
+    assert 0 < typicality.min() <= typicality.max() <= 1
+    expected = np.where(typicality < 0.01, "unknown", model.classes[p.argmax(1)])
+    np.testing.assert_array_equal(labels.astype(str), expected)
+    sets = counts.obsm["scscore_prediction_set"]
+    assert sets.dtype == bool
+    np.testing.assert_array_equal(counts.obs["scscore_set_size"], sets.sum(1))
     np.testing.assert_allclose(counts.obs["scscore_confidence"], p.max(1), rtol=1e-6)
     np.testing.assert_allclose(counts.obs["scscore_entropy"], -(p * np.log(p + 1e-30)).sum(1), atol=1e-4)
     assert (counts.obs["scscore_mcse"] >= 0).all()
     tempered = model.calibration.temperature * log_likelihood.astype(np.float64) + model.log_prior()
+    tempered += np.array(model.calibration.offsets)
     expected = np.exp(tempered - tempered.max(1, keepdims=True))
     np.testing.assert_allclose(p, expected / expected.sum(1, keepdims=True), atol=1e-4)
     assert counts.uns["scscore"]["model_hash"] == model.hash
-    assert (labels.astype(str) == counts.obs["cell_type"].astype(str)).mean() > 0.9
+    assert (model.classes[p.argmax(1)] == counts.obs["cell_type"].astype(str)).mean() > 0.9
     round_trip(counts)
 
 

@@ -1,16 +1,17 @@
-"""Posterior from log-likelihoods, temperature calibration, and the metrics that judge both."""
+"""Posterior from log-likelihoods, its calibration, prior shift, and the metrics that judge both."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 Array = NDArray[np.float64]
 
 TEMPERATURE_BOUNDS = (0.1, 3.0)
 _LOG_TEMPERATURE_SD = 0.5
+_OFFSET_SD = 0.3  # nats
 _MOST_ITERATIONS = 1000
 
 
@@ -29,11 +30,12 @@ def log_posterior(log_likelihood: ArrayLike, log_prior: ArrayLike, temperature: 
     return log_softmax(temperature * np.asarray(log_likelihood, dtype=np.float64) + np.asarray(log_prior), axis=1)
 
 
-def fit_temperature(log_likelihood: ArrayLike, log_prior: ArrayLike, y: ArrayLike) -> float:
-    """Temperature that minimises the negative log posterior of held-out cells, bounded and regularised.
+def fit_calibration(log_likelihood: ArrayLike, log_prior: ArrayLike, y: ArrayLike) -> tuple[float, Array]:
+    r"""Temperature and class offsets that minimise the negative log posterior of held-out cells.
 
-    A log-normal prior around one (standard deviation 0.5) and the bounds `TEMPERATURE_BOUNDS` keep the temperature finite
-    when the held-out cells happen to be perfectly separated.
+    The calibrated log-likelihood is :math:`T\log p_c(x) + b_c`. A log-normal prior on the temperature (standard deviation 0.5
+    around one) with the bounds `TEMPERATURE_BOUNDS`, and a normal one on the offsets (standard deviation 0.3 nats around
+    zero) keep both finite when the held-out cells happen to be perfectly separated.
 
     Parameters
     ----------
@@ -43,19 +45,36 @@ def fit_temperature(log_likelihood: ArrayLike, log_prior: ArrayLike, y: ArrayLik
         Nats, shape ``(n_classes,)``.
     y
         Class indices, shape ``(n,)``.
+
+    Returns
+    -------
+    The temperature, and the offsets in nats, ``(n_classes,)``.
     """
-    y = np.asarray(y)
+    values, log_prior, y = np.asarray(log_likelihood, dtype=np.float64), np.asarray(log_prior), np.asarray(y)
+    rows, counts = np.arange(len(y)), np.bincount(y, minlength=values.shape[1])
+    values = values - values[rows, y][:, None]  # relative to the true class, which changes nothing
 
-    def objective(log_temperature: float) -> float:
-        log_p = log_posterior(log_likelihood, log_prior, np.exp(log_temperature))
-        return -log_p[np.arange(len(y)), y].sum() + 0.5 * (log_temperature / _LOG_TEMPERATURE_SD) ** 2
+    def objective(parameters: Array) -> tuple[float, Array]:
+        log_t, offsets = parameters[0], parameters[1:]
+        log_p = log_posterior(values, log_prior + offsets, np.exp(log_t))
+        p = np.exp(log_p)
+        penalty = 0.5 * ((log_t / _LOG_TEMPERATURE_SD) ** 2 + (offsets / _OFFSET_SD) @ (offsets / _OFFSET_SD))
+        slope = np.exp(log_t) * (p * values).sum() + log_t / _LOG_TEMPERATURE_SD**2
+        gradient = np.concatenate([[slope], p.sum(0) - counts + offsets / _OFFSET_SD**2])
+        return -log_p[rows, y].sum() + penalty, gradient
 
-    found = minimize_scalar(objective, bounds=np.log(TEMPERATURE_BOUNDS), method="bounded")
-    return float(np.exp(found.x))
+    bounds = [tuple(np.log(TEMPERATURE_BOUNDS)), *[(None, None)] * values.shape[1]]
+    found = minimize(objective, np.zeros(1 + values.shape[1]), jac=True, method="L-BFGS-B", bounds=bounds, tol=1e-10)
+    return float(np.clip(np.exp(found.x[0]), *TEMPERATURE_BOUNDS)), found.x[1:]
 
 
 def estimate_prior(
-    log_likelihood: ArrayLike, log_prior: ArrayLike, temperature: float = 1.0, *, tolerance: float = 1e-6
+    log_likelihood: ArrayLike,
+    log_prior: ArrayLike,
+    temperature: float = 1.0,
+    offsets: ArrayLike = 0.0,
+    *,
+    tolerance: float = 1e-6,
 ) -> Array:
     r"""Class frequencies of unlabelled cells by maximum likelihood, as a log prior, nats ``(n_classes,)``.
 
@@ -69,8 +88,8 @@ def estimate_prior(
         Nats, shape ``(n, n_classes)``.
     log_prior
         Where to start, nats, ``(n_classes,)``.
-    temperature
-        Factor on the log-likelihoods, as in :func:`log_posterior`.
+    temperature, offsets
+        Calibration of the log-likelihoods, see :func:`fit_calibration`.
     tolerance
         Largest change of a frequency at which to stop.
     """
@@ -79,7 +98,7 @@ def estimate_prior(
     frequency = first
     for _ in range(_MOST_ITERATIONS):
         with np.errstate(divide="ignore"):
-            posterior = np.exp(log_posterior(log_likelihood, np.log(frequency), temperature))
+            posterior = np.exp(log_posterior(log_likelihood, np.log(frequency) + np.asarray(offsets), temperature))
         following = (posterior.sum(0) + first) / (n + 1)
         change = np.abs(following - frequency).max()
         frequency = following

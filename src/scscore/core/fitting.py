@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scscore.core.calibration import fit_temperature, log_posterior, negative_log_likelihood
+from scscore.core.calibration import fit_calibration, log_posterior, negative_log_likelihood
 from scscore.core.denoiser import ResidualDenoiser
 from scscore.core.density_fit import build_density, fit_density
 from scscore.core.diffusion import ConditionalDiffusion
@@ -45,8 +45,8 @@ class FitOutcome:
     ----------
     whitening, diffusion
         The model.
-    temperature
-        Fitted to the validation cells.
+    temperature, offsets
+        Calibration of the posterior, fitted to the validation cells.
     reference
         How the reference was chosen.
     steps, training_loss, validation_loss
@@ -65,6 +65,7 @@ class FitOutcome:
     whitening: Whitening
     diffusion: ConditionalDiffusion
     temperature: float
+    offsets: tuple[float, ...]
     reference: ReferenceFit
     steps: list[int]
     training_loss: list[float]
@@ -90,14 +91,15 @@ def fit_conditional_diffusion(
     n_steps: int,
     n_paths: int,
     seed: int,
+    validation_depth: Sequence[Array] | None = None,
     checkpoint_dir: Path | None = None,
     progress: bool = True,
     **trainer: Any,
 ) -> FitOutcome:
-    """Fit reference, residual and temperature.
+    """Fit reference, residual and calibration.
 
     First the residual is trained on the training part of a few splits (as many as it takes to watch 2,000 cells, three at
-    most); the number of steps and the temperature come from their held-out cells, which neither encoder nor model has
+    most); the number of steps and the calibration come from their held-out cells, which neither encoder nor model has
     seen. Then it is trained on all cells for as many epochs, so that no labelled cell is lost. Where training does not
     improve on the reference, the model stays without a denoiser. Window and placement of the noise levels and the number of
     jumps are chosen last, for the final model.
@@ -120,6 +122,8 @@ def fit_conditional_diffusion(
         Sampling effort for which the temperature is fitted.
     seed
         Seed of everything random.
+    validation_depth
+        Log count totals of the held-out cells of every split in `validation`, or ``None``.
     checkpoint_dir
         Where to write checkpoints and resume from.
     progress
@@ -140,6 +144,7 @@ def fit_conditional_diffusion(
     results: list[TrainingResult] = []
     volumes: list[float] = []
     truths: list[NDArray[np.integer]] = []
+    depths: list[Array] = []
     n_train = 0
     for i, fold in enumerate(validation[:_MAX_VALIDATION_RUNS]):
         if sum(len(truth) for truth in truths) >= _ENOUGH_VALIDATION_CELLS:
@@ -153,6 +158,8 @@ def fit_conditional_diffusion(
         volumes.append(whitening.log_abs_det)
         results.append(run(name, model, z, fold.y_train, validation=held_out, n_steps=n_steps, n_paths=n_paths))
         truths.append(fold.y_held_out[watched])
+        if validation_depth is not None:
+            depths.append(validation_depth[i][watched])
         n_train += len(z)
 
     n_checks = min(len(result.steps) for result in results)
@@ -165,8 +172,11 @@ def fit_conditional_diffusion(
     held_out_log_likelihood = torch.cat([result.log_likelihood[best] for result in results]).numpy()
     truth = np.concatenate(truths)
     volume = np.repeat(volumes, sizes)[:, None]
-    temperature = fit_temperature(held_out_log_likelihood, log_prior, truth)
-    posterior = np.exp(log_posterior(held_out_log_likelihood, log_prior, temperature))
+    temperature, offsets = 1.0, np.zeros(n_classes)
+    if n_classes > 1:
+        temperature, offsets = fit_calibration(held_out_log_likelihood, log_prior, truth)
+    log_weights = log_prior + offsets
+    posterior = np.exp(log_posterior(held_out_log_likelihood, log_weights, temperature))
 
     final_steps = round(results[0].steps[best] * len(x) * len(results) / n_train)
     final = ConditionalDiffusion(schedule, chosen.reference)
@@ -176,11 +186,12 @@ def fit_conditional_diffusion(
         run("all cells", final, z, y, config=replace(config, max_steps=final_steps))
     final.eval()
     some = chosen.whitening(torch.from_numpy(x[_spread(len(x), _ENOUGH_CELLS_FOR_LEVELS)]))
-    final.schedule, n_jumps = choose_effort(final, some, log_prior, temperature, n_paths=n_paths, seed=seed)
+    final.schedule, n_jumps = choose_effort(final, some, log_weights, temperature, n_paths=n_paths, seed=seed)
     return FitOutcome(
         whitening=chosen.whitening,
         diffusion=final,
         temperature=temperature,
+        offsets=tuple(offsets.tolist()),
         reference=chosen,
         steps=results[0].steps[:n_checks],
         training_loss=training_loss.tolist(),
@@ -189,7 +200,7 @@ def fit_conditional_diffusion(
         n_jumps=n_jumps,
         validation_nll=negative_log_likelihood(posterior, truth) if n_classes > 1 else float(validation_loss[best]),
         validation_accuracy=float((posterior.argmax(1) == truth).mean()),
-        held_out=HeldOut.of(held_out_log_likelihood + volume, truth),
+        held_out=HeldOut.of(held_out_log_likelihood + volume, truth, np.concatenate(depths) if depths else None),
     )
 
 

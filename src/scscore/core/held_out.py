@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from scscore.core.calibration import log_posterior
 from scscore.core.conformal import SetMethod, conformal_p_values, nonconformity
-from scscore.core.novelty import class_entropies, p_value, typicality_score
+from scscore.core.novelty import class_entropies, depth_trend, p_value, typicality_score
 
 Array = NDArray[np.float64]
 
@@ -26,33 +26,50 @@ class HeldOut:
         Nats, float32 ``(n, n_classes)``, in the units of the model's log-likelihoods.
     y
         Class indices, int64 ``(n,)``.
+    log_depth
+        Log count totals, float32 ``(n,)``, or ``None`` where the model does not read counts.
     """
 
     log_likelihood: NDArray[np.float32]
     y: NDArray[np.int64]
+    log_depth: NDArray[np.float32] | None = None
 
     @classmethod
-    def of(cls, log_likelihood: ArrayLike, y: ArrayLike) -> HeldOut:
+    def of(cls, log_likelihood: ArrayLike, y: ArrayLike, log_depth: ArrayLike | None = None) -> HeldOut:
         """At most 5,000 of the cells, evenly spread."""
         values, labels = np.asarray(log_likelihood, dtype=np.float32), np.asarray(y, dtype=np.int64)
         rows = np.unique(np.linspace(0, len(labels) - 1, min(len(labels), _MOST_CELLS)).round().astype(np.int64))
-        return cls(np.ascontiguousarray(values[rows]), labels[rows])
+        depth = None if log_depth is None else np.asarray(log_depth, dtype=np.float32)[rows]
+        return cls(np.ascontiguousarray(values[rows]), labels[rows], depth)
 
     def frequencies(self, log_prior: Array) -> Array:
         """Class frequencies of these cells, one more cell being shared out by the prior: none is zero where that is not."""
         counts = np.bincount(self.y, minlength=len(log_prior))
         return (counts + np.exp(log_prior)) / (len(self.y) + 1)
 
-    def typicality(self, log_likelihood: ArrayLike) -> Array:
-        """P-value of log p(x) of new cells, ``(n,)``, small for cells unlike all known classes; see :mod:`scscore.core.novelty`."""
+    def typicality(self, log_likelihood: ArrayLike, log_depth: ArrayLike | None = None) -> Array:
+        """P-value of log p(x) of new cells, ``(n,)``, small for cells unlike all known classes; see :mod:`scscore.core.novelty`.
+
+        Parameters
+        ----------
+        log_likelihood
+            Of the new cells, nats, ``(n, n_classes)``.
+        log_depth
+            Their log count totals, ``(n,)``, where the held-out cells have them, too.
+        """
         entropies = class_entropies(self.log_likelihood, self.y)
-        return p_value(typicality_score(log_likelihood, entropies), typicality_score(self.log_likelihood, entropies))
+        new, own = typicality_score(log_likelihood, entropies), typicality_score(self.log_likelihood, entropies)
+        if self.log_depth is not None and log_depth is not None:
+            trend = depth_trend(own, self.log_depth)
+            new, own = new - trend(log_depth), own - trend(self.log_depth)
+        return p_value(new, own)
 
     def prediction_sets(
         self,
         posterior: ArrayLike,
         log_prior: Array,
         temperature: float,
+        offsets: ArrayLike = 0.0,
         *,
         coverage: float,
         method: SetMethod = "lac",
@@ -67,8 +84,9 @@ class HeldOut:
         ----------
         posterior
             Of the new cells, ``(n, n_classes)``.
-        log_prior, temperature
-            What the posterior was made with; the held-out cells are given the same.
+        log_prior, temperature, offsets
+            What the posterior was made with, see :func:`scscore.core.calibration.fit_calibration`; the held-out cells are
+            given the same.
         coverage
             Probability that the set holds the true label, between 0 and 1.
         method, class_conditional
@@ -76,7 +94,7 @@ class HeldOut:
         seed
             Of the random part of ``"aps"``.
         """
-        own = np.exp(log_posterior(self.log_likelihood, log_prior, temperature))
+        own = np.exp(log_posterior(self.log_likelihood, log_prior + np.asarray(offsets), temperature))
         random, own_random = (np.random.default_rng([seed, stream]) for stream in range(2))
         new = nonconformity(posterior, method, random.random(len(np.asarray(posterior))))
         calibration = nonconformity(own, method, own_random.random(len(own)))[np.arange(len(own)), self.y]

@@ -5,11 +5,14 @@ tens of nats between tight and diffuse classes. The score is therefore
 
 .. math:: t(x) = \max_c \bigl[\log p(x \mid c) + H_c\bigr],
 
-with :math:`H_c` measured on held-out cells; its rank among those of the held-out cells is a p-value, uniform for known cells. No
-class prior enters: whether a cell is known must not depend on how frequent its class is (derivation page, *Novelty*).
+with :math:`H_c` measured on held-out cells. Cells of low depth are noisier and therefore less likely, whatever their class; a linear
+trend of the score with the log count total is taken out. The rank of what remains among the held-out cells is a p-value, uniform for
+known cells. No class prior enters: whether a cell is known must not depend on how frequent its class is (derivation page, *Novelty*).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -40,6 +43,25 @@ def class_entropies(log_likelihood: ArrayLike, y: ArrayLike) -> Array:
 def typicality_score(log_likelihood: ArrayLike, entropies: ArrayLike) -> Array:
     """Log-likelihood of the best class relative to what its cells have, nats, ``(n,)``; low is novel."""
     return (np.asarray(log_likelihood, dtype=np.float64) + np.asarray(entropies)).max(axis=1)
+
+
+def depth_trend(score: ArrayLike, log_depth: ArrayLike) -> Callable[[ArrayLike], Array]:
+    """The part of a score that the depth of a cell explains, from held-out cells, by least squares.
+
+    Parameters
+    ----------
+    score, log_depth
+        Of the held-out cells, ``(n,)``.
+
+    Returns
+    -------
+    Function of the log depth of new cells. Beyond the depths of the held-out cells the trend is flat.
+    """
+    score, depth = np.asarray(score, dtype=np.float64), np.asarray(log_depth, dtype=np.float64)
+    middle, variance = depth.mean(), depth.var()
+    slope = 0.0 if variance == 0 else ((depth - middle) * score).mean() / variance
+    low, high = depth.min(), depth.max()
+    return lambda new: slope * (np.clip(np.asarray(new, dtype=np.float64), low, high) - middle)
 
 
 def p_value(score: ArrayLike, held_out: ArrayLike) -> Array:

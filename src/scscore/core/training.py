@@ -273,6 +273,7 @@ class _DenoiserTask(pl.LightningModule):
             self.model.denoiser.parameters(),  # type: ignore[union-attr]
             lr=self.config.learning_rate,
             weight_decay=self.config.weight_decay,
+            fused=True,
         )
 
     @torch.no_grad()

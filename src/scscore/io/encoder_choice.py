@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from scscore.io.representation import InputKind, PCAEncoder, log_normalise
 
 DEFAULT_TARGET = 1e4
 _MAX_PCA_CELLS = 20_000
-_CHOICE_FEATURES, _CHOICE_CELLS = 20, 5_000
+_CHOICE_FEATURES, _CHOICE_CELLS, _CHOICE_SPLITS = 20, 5_000, 3
 
 
 def informative_genes(
@@ -63,7 +64,7 @@ def choose_target_sum(
     losses = []
     for target in candidates:
         folds = []
-        for train, test in splits:
+        for train, test in splits[:_CHOICE_SPLITS]:
             train, test = _thin(train, _CHOICE_CELLS), _thin(test, _CHOICE_CELLS)
             if len(np.unique(y[train])) < len(log_prior):
                 return DEFAULT_TARGET
@@ -81,34 +82,41 @@ def fit_encoders(
     genes: NDArray[np.str_],
     splits: Sequence[Split],
     *,
-    n_features: int,
-    kind: InputKind,
-    target_sum: float,
-    unit_variance: bool = False,
+    done: Sequence[tuple[Array, Array]] = (),
+    **how: Any,
 ) -> tuple[PCAEncoder, Array, list[tuple[Array, Array]]]:
     """The encoder, its points of all cells, and per split the points of training and held-out cells.
 
     Principal components of a training cell are larger than those of a new cell, because the cell helped to choose the
     axes. Therefore every split gets an encoder of its own, unless there are so many cells (20,000) that the difference
     is nothing.
+
+    Parameters
+    ----------
+    chunk, genes
+        Values of the training cells, and names of the genes.
+    splits
+        Cross-validation splits.
+    done
+        Points of the first splits, where they are known from :func:`represent`.
+    **how
+        `n_features`, `kind`, `target_sum` and `unit_variance` of :meth:`PCAEncoder.fit`.
     """
-    n_features = min(n_features, *(len(train) - 1 for train, _ in splits))
-
-    def fitted(rows: NDArray[np.int64]) -> PCAEncoder:
-        cells = chunk[_thin(rows, _MAX_PCA_CELLS)]
-        return PCAEncoder.fit(
-            cells, genes, n_features=n_features, kind=kind, target_sum=target_sum, unit_variance=unit_variance
-        )
-
-    encoder = fitted(np.arange(chunk.shape[0]))
+    how["n_features"] = _possible(how["n_features"], splits)
+    encoder = PCAEncoder.fit(chunk[_thin(np.arange(chunk.shape[0]), _MAX_PCA_CELLS)], genes, **how)
     x = encoder.encode(chunk)
     if chunk.shape[0] > _MAX_PCA_CELLS:
         return encoder, x, [(x[train], x[test]) for train, test in splits]
-    represented = []
+    return encoder, x, [*done, *represent(chunk, genes, splits[len(done) :], **how)]
+
+
+def represent(chunk: Chunk, genes: NDArray[np.str_], splits: Sequence[Split], **how: Any) -> list[tuple[Array, Array]]:
+    """Points of training and held-out cells of some splits, each by an encoder of its own; see :func:`fit_encoders`."""
+    found = []
     for train, test in splits:
-        own = fitted(train)
-        represented.append((own.encode(chunk[train]), own.encode(chunk[test])))
-    return encoder, x, represented
+        own = PCAEncoder.fit(chunk[_thin(train, _MAX_PCA_CELLS)], genes, **how)
+        found.append((own.encode(chunk[train]), own.encode(chunk[test])))
+    return found
 
 
 def choose_encoder(
@@ -137,28 +145,28 @@ def choose_encoder(
     -------
     As :func:`fit_encoders`, and whether genes have unit variance.
     """
-    fitted, losses = [], []
+    n_features = _possible(n_features, splits)
+    how: dict[str, Any] = {"n_features": n_features, "kind": kind, "target_sum": target_sum}
+    few, tried, losses = splits[:_CHOICE_SPLITS], [], []
     for unit_variance in (False, True):
-        encoder, x, represented = fit_encoders(
-            chunk,
-            genes,
-            splits,
-            n_features=n_features,
-            kind=kind,
-            target_sum=target_sum,
-            unit_variance=unit_variance,
-        )
+        tried.append(represent(chunk, genes, few, unit_variance=unit_variance, **how))
         folds = []
-        for (train, test), (x_train, x_test) in zip(splits, represented, strict=True):
-            some, few = _thin(np.arange(len(train)), _CHOICE_CELLS), _thin(np.arange(len(test)), _CHOICE_CELLS)
-            if len(np.unique(y[train][some])) < len(log_prior):
-                return encoder, x, represented, unit_variance
-            folds.append(Fold(x_train[some], y[train][some], x_test[few], y[test][few]))
-        candidates = shapes(x.shape[1])
+        for (train, test), (x_train, x_test) in zip(few, tried[-1], strict=True):
+            rows, held_out = (_thin(np.arange(len(part)), _CHOICE_CELLS) for part in (train, test))
+            folds.append(Fold(x_train[rows], y[train][rows], x_test[held_out], y[test][held_out]))
+        if any(len(np.unique(fold.y_train)) < len(log_prior) for fold in folds):
+            break
+        candidates = shapes(folds[0].x_train.shape[1])
         found = cross_validate(folds, n_classes=len(log_prior), log_prior=log_prior, shapes=candidates)
         losses.append(found.losses.mean())
-        fitted.append((encoder, x, represented, unit_variance))
-    return fitted[int(np.argmin(losses))]
+    best = int(np.argmin(losses)) if losses else 0
+    encoder, x, represented = fit_encoders(chunk, genes, splits, done=tried[best], unit_variance=bool(best), **how)
+    return encoder, x, represented, bool(best)
+
+
+def _possible(n_features: int, splits: Sequence[Split]) -> int:
+    """No more features than the training cells of the smallest split allow."""
+    return min(n_features, *(len(train) - 1 for train, _ in splits))
 
 
 def _thin(rows: NDArray[np.int64], at_most: int) -> NDArray[np.int64]:

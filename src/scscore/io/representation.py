@@ -33,6 +33,10 @@ class Representation(Protocol):
         """Points of all cells, ``(n_obs, n_features)``, float64."""
         ...
 
+    def log_depth(self, adata: AnnData, *, layer: str | None = None) -> Matrix | None:
+        """Log count total of all cells, ``(n_obs,)``; ``None`` where the representation does not come from counts."""
+        ...
+
 
 class PCAEncoder:
     """Normalise every cell to the same total, log1p, centre, project on principal components; no scaling of genes.
@@ -135,6 +139,17 @@ class PCAEncoder:
         """Points of all cells, see :meth:`chunks`."""
         return np.concatenate([x for _, x in self.chunks(adata, layer=layer)])
 
+    def log_depth(self, adata: AnnData, *, layer: str | None = None) -> Matrix | None:
+        """Log count total over the genes of the model, ``(n_obs,)``, corrected for missing genes; ``None`` without counts."""
+        if self.kind != "counts":
+            return None
+        position = align_genes(self.genes, adata).position
+        known = position[position >= 0]
+        share = float(self.share[position >= 0].sum())
+        return np.concatenate(
+            [log_depth(chunk[:, known]) for _, chunk in MatrixReader(adata, layer).chunks()]
+        ) - np.log(share)
+
     def _projection(self, position: NDArray[np.int64] | None, n_columns: int) -> _Projection:
         if position is None:
             return _Projection(self.components, self.mean @ self.components, None, self.target_sum)
@@ -191,6 +206,15 @@ class ObsmRepresentation:
     def transform(self, adata: AnnData, *, layer: str | None = None) -> Matrix:
         """Points of all cells, see :meth:`chunks`."""
         return np.concatenate([x for _, x in self.chunks(adata, layer=layer)])
+
+    def log_depth(self, adata: AnnData, *, layer: str | None = None) -> Matrix | None:
+        """``None``: how deep the cells were sequenced is not known."""
+        return None
+
+
+def log_depth(chunk: Chunk) -> Matrix:
+    """Log count total of every cell, ``(n,)``; zero for a cell without any count."""
+    return np.log(np.maximum(np.asarray(chunk.sum(axis=1), dtype=np.float64).ravel(), 1.0))
 
 
 def obsm_array(adata: AnnData, key: str) -> Matrix:

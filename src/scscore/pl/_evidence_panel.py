@@ -47,8 +47,9 @@ class EvidenceCurves:
         )
         with np.errstate(divide="ignore"):
             log_prior = np.log(np.asarray(stored["prior"]))
-        temperature = json.loads(stored["params"])["temperature"]
-        posterior = np.exp(log_posterior(evidence[-1:], log_prior, temperature)[0])
+        params = json.loads(stored["params"])
+        log_weights = log_prior + np.asarray(params.get("offsets") or 0.0)
+        posterior = np.exp(log_posterior(evidence[-1:], log_weights, params["temperature"])[0])
         predicted = int(posterior.argmax())
         order = np.argsort(-evidence[-1], kind="stable").tolist()
         shown = order[:n_classes]

@@ -9,7 +9,7 @@ import numpy as np
 from anndata import AnnData
 
 from scscore._logging import logger
-from scscore.core.calibration import fit_temperature
+from scscore.core.calibration import fit_calibration
 from scscore.core.held_out import HeldOut
 from scscore.model import ScoreModel
 from scscore.tl._validate import (
@@ -36,7 +36,7 @@ def calibrate(
 ) -> ScoreModel:
     """Recalibrate a model on labelled cells that it was not trained on, such as a few from a new study.
 
-    The temperature is refitted, and the cells take the place of the held-out training cells that prediction sets and typicality
+    Temperature and class offsets of the posterior are refitted, and the cells take the place of the held-out training cells that prediction sets and typicality
     are measured against. Sets then have their coverage for cells exchangeable with these; the weights of the model stay as they
     are.
 
@@ -106,8 +106,9 @@ def calibrate(
         )
     y = np.searchsorted(model.classes, labels)
     effort = model.calibration
+    cells = adata if labelled.all() else adata[labelled]
     found = model.log_likelihood(
-        adata if labelled.all() else adata[labelled],
+        cells,
         layer=layer,
         n_steps=effort.n_steps,
         n_paths=effort.n_paths,
@@ -118,11 +119,11 @@ def calibrate(
         description="calibrate",
     )
     values = np.concatenate([estimate.mean.numpy() for _, estimate in found])
-    held_out = HeldOut.of(values, y)
+    held_out = HeldOut.of(values, y, model.representation.log_depth(cells, layer=layer))
     log_prior = np.log(np.maximum(held_out.frequencies(model.log_prior("train")), 1e-300))
-    temperature = fit_temperature(values, log_prior, y)
+    temperature, offsets = fit_calibration(values, log_prior, y)
     new = copy.copy(model)
-    new.calibration, new.held_out = replace(effort, temperature=temperature), held_out
+    new.calibration, new.held_out = replace(effort, temperature=temperature, offsets=offsets.tolist()), held_out
     logger.info(
         "calibrated on %d cells (%d without a label left out): temperature %.2f, before %.2f",
         len(y),

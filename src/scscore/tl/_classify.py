@@ -73,7 +73,8 @@ def classify(
         Class prior: ``"train"``, ``"uniform"``, a mapping from class to weight, or an array. ``"estimate"``: the class frequencies
         of these cells, by expectation-maximisation on their likelihoods. ``None``: the prior of the model.
     reject
-        Label cells as ``"unknown"`` whose typicality is below this: about this share of cells of known classes is lost. 0: none.
+        Label cells as ``"unknown"`` whose typicality is below this: about this share of new cells of known classes is lost. 0: none.
+        The training cells themselves are rejected more often, because the encoder was fitted to their noise, too.
     coverage
         Probability that a prediction set holds the true class, for cells like the held-out cells of the model. Where the model
         is surer than that, some sets are empty: the guarantee is met by the other cells.
@@ -179,7 +180,7 @@ def classify(
         raise ValueError(f"set_method must be one of {list(SET_METHODS)}, got {set_method!r}.")
     estimated = isinstance(prior, str) and prior == "estimate"
     log_prior, torch_device = model.log_prior(None if estimated else prior), usable_device(device)
-    temperature, held_out = model.calibration.temperature, model.held_out
+    temperature, log_weights, held_out = model.calibration.temperature, model.calibration.log_weights, model.held_out
     if estimated:
         some = np.unique(np.linspace(0, adata.n_obs - 1, min(adata.n_obs, _ENOUGH_CELLS_FOR_PRIOR)).round().astype(int))
         found = model.log_likelihood(
@@ -195,8 +196,8 @@ def classify(
             description="estimate prior",
         )
         values = np.concatenate([estimate.mean.numpy() for _, estimate in found])
-        log_prior = estimate_prior(values, log_prior, temperature)
-    stopping = None if precision is None else Stopping(log_prior, temperature, precision)
+        log_prior = estimate_prior(values, log_prior, temperature, model.calibration.offsets or 0.0)
+    stopping = None if precision is None else Stopping(log_weights(log_prior), temperature, precision)
 
     n_obs, n_classes = adata.n_obs, len(model.classes)
     log_likelihood = np.empty((n_obs, n_classes), dtype=np.float32)
@@ -217,7 +218,7 @@ def classify(
         progress=progress,
     ):
         mean = estimate.mean.numpy()
-        log_p = log_posterior(mean, log_prior, temperature)
+        log_p = log_posterior(mean, log_weights(log_prior), temperature)
         log_likelihood[rows], posterior[rows], best[rows] = mean, np.exp(log_p), log_p.argmax(1)
         uncertainty[rows, 0] = np.exp(log_p.max(1))
         uncertainty[rows, 1] = entropy(log_p)
@@ -231,7 +232,7 @@ def classify(
     labels = pd.Categorical.from_codes(best, categories=model.classes.astype(object))
     columns = dict(zip((keys.confidence, keys.entropy, keys.mcse), uncertainty.T, strict=True))
     if held_out is not None:
-        typicality = held_out.typicality(log_likelihood)
+        typicality = held_out.typicality(log_likelihood, model.representation.log_depth(adata, layer=layer))
         if (novel := typicality < reject).any():
             labels = labels.add_categories([] if UNKNOWN in labels.categories else [UNKNOWN])
             labels[novel] = UNKNOWN
@@ -239,6 +240,7 @@ def classify(
             posterior,
             log_prior,
             temperature,
+            model.calibration.offsets or 0.0,
             coverage=coverage,
             method=set_method,
             class_conditional=class_conditional,
@@ -267,6 +269,7 @@ def classify(
         "set_method": set_method,
         "class_conditional": class_conditional,
         "temperature": temperature,
+        "offsets": model.calibration.offsets,
         "seed": seed,
     }
     target.uns[keys.uns] = {

@@ -172,6 +172,7 @@ def dissipation(
         "n_steps": n_steps,
         "n_paths": n_paths,
         "temperature": model.calibration.temperature,
+        "offsets": model.calibration.offsets,
         "seed": seed,
     }
     target.uns[keys.dissipation] = {

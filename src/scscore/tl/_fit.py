@@ -25,7 +25,7 @@ from scscore.io.encoder_choice import (
 )
 from scscore.io.folds import make_folds
 from scscore.io.keys import Keys
-from scscore.io.representation import ObsmRepresentation, Representation, obsm_array, training_matrix
+from scscore.io.representation import ObsmRepresentation, Representation, log_depth, obsm_array, training_matrix
 from scscore.model import Calibration, Prior, ScoreModel, json_params, jsonable, resolve_prior
 from scscore.tl._validate import check_adata, check_name, check_positive, condition_labels, group_labels, seed_of
 
@@ -172,7 +172,7 @@ def fit(
     folds_of = make_folds(y, groups, seed=seed)
 
     representation: Representation
-    unit_variance = False
+    unit_variance, depth = False, None
     if use_rep is not None:
         x = obsm_array(adata, use_rep)[labelled]
         representation = ObsmRepresentation(use_rep, x.shape[1])
@@ -182,6 +182,7 @@ def fit(
         chunk, kind = training_matrix(adata, labelled, layer=layer, kind=None if input == "auto" else input)
         genes = adata.var_names.to_numpy(dtype=str)
         chunk, genes = informative_genes(chunk, genes, n_top_genes=n_top_genes, kind=kind)
+        depth = [log_depth(chunk[test]) for _, test in folds_of] if kind == "counts" else None
         width = max(_N_FEATURES) if n_comps is None else n_comps
 
         def shapes_of(n_features: int) -> list[ReferenceShape]:
@@ -248,6 +249,7 @@ def fit(
         n_steps=calibration.n_steps,
         n_paths=calibration.n_paths,
         seed=seed,
+        validation_depth=depth,
         checkpoint_dir=_checkpoints(checkpoint_dir, params, x, y),
         progress=progress,
         accelerator=accelerator,
@@ -274,7 +276,9 @@ def fit(
         representation=representation,
         whitening=outcome.whitening,
         diffusion=outcome.diffusion,
-        calibration=replace(calibration, temperature=outcome.temperature, n_steps=outcome.n_jumps),
+        calibration=replace(
+            calibration, temperature=outcome.temperature, offsets=outcome.offsets, n_steps=outcome.n_jumps
+        ),
         held_out=outcome.held_out if condition is not None else None,
         params=params,
     )
