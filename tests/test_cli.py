@@ -1,5 +1,6 @@
 """The command line: what it writes is what the Python calls give, and errors are one line with exit status 2."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -65,23 +66,26 @@ def test_classify_writes_what_python_writes(files: Path, tmp_path: Path, source:
     out, csv = tmp_path / "new" / f"out{target}", tmp_path / "new" / "labels.csv"
     arguments = ["classify", f"{files}/toy{source}", "--model", f"{files}/toy.scscore", "--out", str(out)]
     options = ["--csv", str(csv), "--key-added", "mine", "--prior", "uniform", "--seed", "4", "--batch-size", "40"]
+    options += ["--reject", "0.2", "--coverage", "0.7"]
     assert main([*arguments, *options, "--n-steps", "3", "--n-paths", "2", "--device", "cpu", "--quiet"]) == 0
 
     expected, model = toy(), scs.load(files / "toy.scscore")
     settings = {"prior": "uniform", "n_steps": 3, "n_paths": 2, "key_added": "mine", "rng": 4, "device": "cpu"}
-    scs.tl.classify(expected, model, **settings, progress=False)
+    scs.tl.classify(expected, model, **settings, reject=0.2, coverage=0.7, progress=False)
     found = read(out)
     pd.testing.assert_frame_equal(found.obs, expected.obs, check_exact=False, rtol=1e-5)
-    assert set(found.obs["mine_label"].cat.categories) == set(CLASSES)
+    assert set(found.obs["mine_label"].cat.categories) == {*CLASSES, "unknown"}
+    assert "mine_prediction_set" in expected.obsm
     for key in expected.obsm:
         np.testing.assert_allclose(found.obsm[key], expected.obsm[key], rtol=1e-4, atol=1e-5)
     assert (found.X != expected.X).nnz == 0 and "logged" in found.layers
     assert found.uns["mine"]["model_hash"] == model.hash and found.uns["mine"]["classes"].tolist() == sorted(CLASSES)
 
     table = pd.read_csv(csv, index_col="cell")
-    assert table.columns.tolist() == ["label", "confidence", "entropy", "mcse"]
+    assert table.columns.tolist() == ["label", "confidence", "entropy", "mcse", "typicality", "set_size"]
     assert table["label"].tolist() == found.obs["mine_label"].tolist()
-    np.testing.assert_allclose(table["confidence"], found.obs["mine_confidence"], rtol=1e-5)
+    for name in ("confidence", "typicality", "set_size"):
+        np.testing.assert_allclose(table[name], found.obs[f"mine_{name}"], rtol=1e-5)
     assert sorted(p.name for p in out.parent.iterdir()) == ["labels.csv", out.name]  # no partial file stays
 
 
@@ -92,6 +96,63 @@ def test_classify_replaces_an_older_result(files: Path, tmp_path: Path) -> None:
         assert main([*arguments, "--out", str(out), "--key-added", "first"]) == 0
         assert main([*arguments, "--out", str(out), "--key-added", "second"]) == 0
         assert "second_label" in read(out).obs and "first_label" not in read(out).obs
+
+
+def test_classify_by_a_model_without_held_out_cells(files: Path, tmp_path: Path) -> None:
+    model = scs.load(files / "toy.scscore")
+    model.held_out = None
+    model.save(tmp_path / "bare.scscore")
+    out, csv = tmp_path / "out.h5ad", tmp_path / "out.csv"
+    arguments = ["classify", f"{files}/toy.h5ad", "--model", f"{tmp_path}/bare.scscore", "--out", str(out), "--quiet"]
+    assert main([*arguments, "--csv", str(csv)]) == 0
+    assert pd.read_csv(csv, index_col="cell").columns.tolist() == ["label", "confidence", "entropy", "mcse"]
+    assert "scscore_prediction_set" not in read(out).obsm and "scscore_posterior" in read(out).obsm
+
+
+def test_the_prior_may_be_estimated(files: Path, tmp_path: Path) -> None:
+    rare = toy()
+    rare = write(rare[(rare.obs["class"] != "c") | (np.arange(90) < 12)].copy(), tmp_path / "rare.h5ad")
+    common = ["--model", f"{files}/toy.scscore", "--quiet", "--prior", "estimate", "--out", str(tmp_path / "out.h5ad")]
+    assert main(["classify", str(rare), *common]) == 0
+    params = json.loads(read(tmp_path / "out.h5ad").uns["scscore"]["params"])
+    assert params["prior_estimated"] is True
+    expected = ad.read_h5ad(rare)
+    scs.tl.classify(expected, scs.load(files / "toy.scscore"), prior="estimate", progress=False)
+    np.testing.assert_allclose(params["prior"], json.loads(expected.uns["scscore"]["params"])["prior"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_calibrate_is_that_of_python(files: Path, tmp_path: Path, suffix: str) -> None:
+    some = toy()[:60].copy()
+    some.obs["class"] = some.obs["class"].astype(object)
+    some.obs.iloc[:5, some.obs.columns.get_loc("class")] = np.nan
+    source, out = write(some, tmp_path / f"some{suffix}"), tmp_path / "new" / "new.scscore"
+    arguments = ["calibrate", str(source), "--model", f"{files}/toy.scscore", "--condition", "class", "--out", str(out)]
+    assert main([*arguments, "--seed", "3", "--quiet"]) == 0
+    old, new = scs.load(files / "toy.scscore"), scs.load(out)
+    expected = scs.tl.calibrate(some, old, "class", rng=3, progress=False)
+    assert new.calibration.temperature == pytest.approx(expected.calibration.temperature, rel=1e-4)
+    assert new.calibration.temperature != old.calibration.temperature
+    assert len(new.held_out.y) == 55
+    np.testing.assert_allclose(new.held_out.log_likelihood, expected.held_out.log_likelihood, rtol=1e-4, atol=1e-4)
+    assert main([*arguments, "--quiet"]) == 2
+    assert main([*arguments, "--quiet", "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_report(files: Path, tmp_path: Path, suffix: str) -> None:
+    done, page = tmp_path / f"done{suffix}", tmp_path / "new" / "page.html"
+    arguments = ["classify", f"{files}/toy{suffix}", "--model", f"{files}/toy.scscore", "--out", str(done), "--quiet"]
+    assert main([*arguments, "--key-added", "mine"]) == 0
+    assert (
+        main(["report", str(done), "--out", str(page), "--key-added", "mine", "--condition", "class", "--quiet"]) == 0
+    )
+    from scscore._report import report
+
+    assert page.read_text("utf-8") == report(read(done), condition="class", key="mine", source=done.name)
+    assert "confusion" in page.read_text("utf-8").lower()
+    assert main(["report", str(done), "--out", str(page), "--key-added", "mine", "--quiet"]) == 0
+    assert "confusion" not in page.read_text("utf-8").lower()
 
 
 def test_csc_values_and_layers_are_read(files: Path, tmp_path: Path) -> None:
@@ -117,6 +178,18 @@ def test_log_goes_to_stderr_unless_quiet(files: Path, tmp_path: Path) -> None:
 
 FIT = ["fit", "{files}/toy.h5ad", "--condition", "class", "--model", "{tmp}/new.scscore"]
 CLASSIFY = ["classify", "{files}/toy.h5ad", "--model", "{files}/toy.scscore", "--out", "{tmp}/out.h5ad"]
+
+CALIBRATE = [
+    "calibrate",
+    "{files}/toy.h5ad",
+    "--condition",
+    "class",
+    "--model",
+    "{files}/toy.scscore",
+    "--out",
+    "{tmp}/new",
+]
+REPORT = ["report", "{files}/toy.h5ad", "--out", "{tmp}/page.html"]
 
 
 def changed(arguments: list[str], **options: str) -> list[str]:
@@ -160,8 +233,19 @@ def changed(arguments: list[str], **options: str) -> list[str]:
         (changed(CLASSIFY, n_paths="3"), ["n_paths", "even"]),
         (changed(CLASSIFY, key_added="a/b"), ["key_added", "a/b"]),
         (changed(CLASSIFY, device="abacus"), ["--device abacus"]),
+        (changed(CLASSIFY, reject="1"), ["reject must be in [0, 1)"]),
+        (changed(CLASSIFY, coverage="1"), ["coverage between 0 and 1"]),
+        (changed(CALIBRATE, source="{tmp}/absent.h5ad"), ["absent.h5ad", "does not exist"]),
+        (changed(CALIBRATE, condition="type"), ["condition='type'", "class"]),
+        (changed(CALIBRATE, model="{tmp}/absent"), ["absent", "model.json is missing"]),
+        (changed(CALIBRATE, layer="nolayer"), ["layer='nolayer'"]),
+        (changed(CALIBRATE, out="{files}/toy.scscore"), ["toy.scscore", "--overwrite"]),
+        (changed(CALIBRATE, out="{files}/toy.h5ad"), ["toy.h5ad", "is a file; give --out"]),
+        (changed(REPORT, source="{tmp}/absent.zarr"), ["absent.zarr", "does not exist"]),
+        (REPORT, ["obsm['scscore_posterior'] is missing", "run scscore.tl.classify first"]),
+        (changed(REPORT, out="{tmp}/page.pdf"), ["page.pdf", "must end in .html"]),
     ],
-    ids=lambda value: None if not value or value[0] not in ("fit", "classify") else value[0],
+    ids=lambda value: None if not value or value[0] not in ("fit", "classify", "calibrate", "report") else value[0],
 )
 def test_errors_are_one_line(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: list[str]
@@ -201,13 +285,15 @@ def test_error_of_the_process() -> None:
     assert done.stderr == "scscore: error: absent.h5ad does not exist.\n" and not done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["fit", "--help"], ["classify", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["fit", "--help"], ["classify", "--help"], ["calibrate", "--help"], ["--version"]]
+)
 def test_help_and_version(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    expected = {"--help": ["fit", "classify", "demo"], "--version": [scs.__version__]}.get(
+    expected = {"--help": ["fit", "classify", "calibrate", "report", "demo"], "--version": [scs.__version__]}.get(
         arguments[0], ["--model DIR"]
     )
     assert all(word in text for word in expected)

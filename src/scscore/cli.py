@@ -1,4 +1,4 @@
-"""The ``scscore`` command: fit and classify on files, for pipelines, and a demo."""
+"""The ``scscore`` command: fit, calibrate, classify and report on files, for pipelines, and a demo."""
 
 from __future__ import annotations
 
@@ -98,7 +98,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", required=True, type=Path, help="file to write, .h5ad or .zarr; replaced if it is there")
     add("--csv", type=Path, help="labels and their confidence as a table, too")
     add("--layer", help="layer with the values (default: X)")
-    add("--prior", choices=["train", "uniform"], help="class prior (default: that of the fit)")
+    add("--prior", choices=["train", "uniform", "estimate"], help="class prior (default: that of the fit)")
+    add(
+        "--reject",
+        type=float,
+        default=0.01,
+        metavar="P",
+        help="typicality below which a cell is unknown (default: 0.01)",
+    )
+    add("--coverage", type=float, default=0.9, metavar="P", help="coverage of the prediction sets (default: 0.9)")
     add("--n-steps", type=int, metavar="N", help="jumps per noising trajectory")
     add("--n-paths", type=int, metavar="N", help="trajectories per cell, an even number")
     add("--batch-size", type=int, default=1024, metavar="N", help="cells per chunk (default: 1024)")
@@ -106,16 +114,30 @@ def _parser() -> argparse.ArgumentParser:
     add("--key-added", default="scscore", metavar="KEY", help="name of all slots that are written (default: scscore)")
     add("--seed", type=int, default=0, help="the same seed gives the same result (default: 0)")
 
+    add = command("calibrate", _calibrate, "recalibrate a model on labelled cells that it was not trained on")
+    add("query", metavar="QUERY", type=Path, help="labelled cells, .h5ad or .zarr")
+    add("--model", required=True, metavar="DIR", type=Path, help="model directory that fit wrote")
+    add(
+        "--condition", required=True, metavar="COLUMN", help="column of obs with the classes, by the names of the model"
+    )
+    add("--out", required=True, metavar="DIR", type=Path, help="model directory to write")
+    add("--layer", help="layer with the values (default: X)")
+    add("--seed", type=int, default=0, help="the same seed gives the same result (default: 0)")
+    add("--overwrite", action="store_true", help="replace an existing model")
+
+    add = command("report", _report, "write a page with tables and figures about classified cells")
+    add("classified", metavar="CLASSIFIED", type=Path, help="cells that classify has written, .h5ad or .zarr")
+    add("--out", required=True, metavar="HTML", type=Path, help="file to write, .html; replaced if it is there")
+    add("--condition", metavar="COLUMN", help="column of obs with known labels, to judge the result")
+    add("--key-added", default="scscore", metavar="KEY", help="that of classify (default: scscore)")
+
     add = command("demo", _demo, "fit and classify blood cells that scanpy ships; tables, figures and a file")
     add("--out", type=Path, default=Path("demo"), metavar="DIR", help="directory to write (default: demo)")
     return parser
 
 
 def _fit(arguments: argparse.Namespace) -> None:
-    if arguments.model.is_file():  # found before minutes of training
-        raise FileExistsError(f"{arguments.model} is a file; give --model the name of a directory.")
-    if (arguments.model / "model.json").exists() and not arguments.overwrite:
-        raise FileExistsError(f"{arguments.model} already holds a model; add --overwrite to replace it.")
+    _check_free(arguments.model, "--model", overwrite=arguments.overwrite)
     adata = _read(arguments.reference)
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -156,7 +178,7 @@ def _classify(arguments: argparse.Namespace) -> None:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {arguments.device} cannot be used: {str(error).splitlines()[0]}") from error
     model, keys = load(arguments.model), Keys(arguments.key_added)
-    same = ("layer", "prior", "n_steps", "n_paths", "batch_size", "device", "key_added")
+    same = ("layer", "prior", "reject", "coverage", "n_steps", "n_paths", "batch_size", "device", "key_added")
     tl.classify(
         adata,
         model,
@@ -178,17 +200,56 @@ def _classify(arguments: argparse.Namespace) -> None:
         _remove(partial)
     logger.info("wrote %s", out)
     if arguments.csv is not None:
-        columns = {getattr(keys, name): name for name in ("label", "confidence", "entropy", "mcse")}
+        names = ("label", "confidence", "entropy", "mcse", "typicality", "set_size")
+        columns = {getattr(keys, name): name for name in names if getattr(keys, name) in adata.obs}
         table = adata.obs[list(columns)].rename(columns=columns).rename_axis("cell")
         arguments.csv.parent.mkdir(parents=True, exist_ok=True)
         table.to_csv(arguments.csv)
         logger.info("wrote %s", arguments.csv)
 
 
+def _calibrate(arguments: argparse.Namespace) -> None:
+    _check_free(arguments.out, "--out", overwrite=arguments.overwrite)
+    adata = _read(arguments.query, backed=True)
+    from scscore import load, tl
+
+    model = tl.calibrate(
+        adata,
+        load(arguments.model),
+        arguments.condition,
+        layer=arguments.layer,
+        rng=arguments.seed,
+        progress=_progress(arguments),
+    )
+    model.save(arguments.out, overwrite=arguments.overwrite)
+    logger.info("wrote %s", arguments.out)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    out = arguments.out
+    if out.suffix != ".html":
+        raise ValueError(f"{out}: the name must end in .html.")
+    adata = _read(arguments.classified, backed=True)
+    from scscore._report import report
+
+    page = report(adata, condition=arguments.condition, key=arguments.key_added, source=arguments.classified.name)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding="utf-8")
+    logger.info("wrote %s", out)
+
+
 def _demo(arguments: argparse.Namespace) -> None:
     from scscore._demo import run
 
     run(arguments.out, say=(lambda _text: None) if arguments.quiet else print)
+
+
+def _check_free(directory: Path, option: str, *, overwrite: bool) -> None:
+    """Whether a model can be written there, asked before minutes of work."""
+    if directory.is_file():
+        raise FileExistsError(f"{directory} is a file; give {option} the name of a directory.")
+    if (directory / "model.json").exists() and not overwrite:
+        raise FileExistsError(f"{directory} already holds a model; add --overwrite to replace it.")
 
 
 def _check_suffix(path: Path) -> None:
@@ -218,8 +279,9 @@ def _update(file: Path, adata: AnnData, keys: Keys) -> None:
 
     with h5py.File(file, "r+") as store:
         write_elem(store, "obs", adata.obs)
-        for key in (keys.log_likelihood, keys.posterior):
-            write_elem(store.require_group("obsm"), key, adata.obsm[key])
+        for key in (keys.log_likelihood, keys.posterior, keys.prediction_set):
+            if key in adata.obsm:
+                write_elem(store.require_group("obsm"), key, adata.obsm[key])
         write_elem(store.require_group("uns"), keys.uns, adata.uns[keys.uns])
 
 

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm.auto import tqdm
 
 from scscore.core.analytic import ExactResidual
-from scscore.core.denoiser import ResidualDenoiser
+from scscore.core.denoiser import Ensemble, ResidualDenoiser
 from scscore.core.diffusion import ConditionalDiffusion
 from scscore.core.held_out import HeldOut
 from scscore.core.likelihood import Estimator, LogLikelihood, log_likelihood
@@ -295,9 +295,7 @@ class ScoreModel:
         if metadata["denoiser"] == {"exact": True}:
             denoiser = ExactResidual(GaussianReference(**part("denoiser.truth.")), reference)
         elif metadata["denoiser"] is not None:
-            weights = part("denoiser.")
-            denoiser = ResidualDenoiser(reference.class_means, weights["scale"], **metadata["denoiser"])
-            denoiser.load_state_dict(weights)
+            denoiser = _denoiser(reference, part("denoiser."), metadata["denoiser"])
         return cls(
             classes=np.array(metadata["classes"]),
             class_counts=tensors["class_counts"],
@@ -349,6 +347,17 @@ class ScoreModel:
             "calibration": vars(self.calibration),
             "params": self.params,
         }
+
+
+def _denoiser(reference: GaussianReference, weights: dict[str, torch.Tensor], shape: dict[str, Any]) -> torch.nn.Module:
+    """A trained denoiser, or an ensemble of them, from its tensors."""
+    n_members = shape.get("n_members", 1)
+    one = {name: value for name, value in shape.items() if name != "n_members"}
+    scale = weights["scale" if n_members == 1 else "members.0.scale"]
+    members = [ResidualDenoiser(reference.class_means, scale, **one) for _ in range(n_members)]
+    denoiser = members[0] if n_members == 1 else Ensemble(members)
+    denoiser.load_state_dict(weights)
+    return denoiser
 
 
 def load(directory: str | Path) -> ScoreModel:

@@ -126,6 +126,17 @@ def test_aggregate_sums_the_posterior(trained: tuple[AnnData, scs.ScoreModel]):
         scs.get.aggregate(found, {"a": "left", "b": "left", "d": "right"})
 
 
+def test_a_model_without_held_out_cells_takes_the_results_of_another_one_away():
+    cells, exact = scs.datasets.toy_mixture(n_obs=60)
+    calibrated = scs.tl.calibrate(cells, exact, "class", progress=False)
+    scs.tl.classify(cells, calibrated, progress=False)
+    assert {"scscore_typicality", "scscore_set_size"} <= set(cells.obs)
+    scs.tl.classify(cells, exact, progress=False)
+    assert not {"scscore_typicality", "scscore_set_size"} & set(cells.obs)
+    assert "scscore_prediction_set" not in cells.obsm
+    assert "coverage" not in json.loads(cells.uns["scscore"]["params"])
+
+
 def test_sets_that_are_missing_are_named():
     cells, exact = scs.datasets.toy_mixture(n_obs=20)
     scs.tl.classify(cells, exact, progress=False)

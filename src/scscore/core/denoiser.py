@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +92,25 @@ class ResidualDenoiser(nn.Module):
         gain, shift = (class_film + self.level_film(level)[..., None, :]).chunk(2, dim=-1)
         per_class = nn.functional.silu(self.bottleneck(hidden)[..., None, :] * gain + shift)
         return (2 * alpha * sigma)[..., None] * self.output(per_class)
+
+
+class Ensemble(nn.Module):
+    """Mean residual of denoisers that were trained independently: one model with less variance of training, at their summed cost.
+
+    Parameters
+    ----------
+    members
+        The denoisers.
+    """
+
+    def __init__(self, members: Sequence[ResidualDenoiser]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.shape = {**members[0].shape, "n_members": len(members)}
+
+    def forward(self, z: Tensor, lam: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Residual noise prediction, see :meth:`ResidualDenoiser.forward`."""
+        return torch.stack([member(z, lam, classes) for member in self.members]).mean(0)
 
 
 class _Block(nn.Module):

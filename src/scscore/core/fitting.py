@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scscore.core.calibration import fit_calibration, log_posterior, negative_log_likelihood
-from scscore.core.denoiser import ResidualDenoiser
+from scscore.core.denoiser import Ensemble, ResidualDenoiser
 from scscore.core.density_fit import build_density, fit_density
 from scscore.core.diffusion import ConditionalDiffusion
 from scscore.core.effort import choose_effort
@@ -91,6 +91,7 @@ def fit_conditional_diffusion(
     n_steps: int,
     n_paths: int,
     seed: int,
+    n_members: int = 1,
     validation_depth: Sequence[Array] | None = None,
     checkpoint_dir: Path | None = None,
     progress: bool = True,
@@ -122,6 +123,8 @@ def fit_conditional_diffusion(
         Sampling effort for which the temperature is fitted.
     seed
         Seed of everything random.
+    n_members
+        Denoisers trained on all cells, from different random numbers; the mean of their residuals is used.
     validation_depth
         Log count totals of the held-out cells of every split in `validation`, or ``None``.
     checkpoint_dir
@@ -182,8 +185,13 @@ def fit_conditional_diffusion(
     final = ConditionalDiffusion(schedule, chosen.reference)
     if final_steps:
         z = chosen.whitening(torch.from_numpy(x))
-        final = _with_denoiser(schedule, chosen.reference, z, seed)
-        run("all cells", final, z, y, config=replace(config, max_steps=final_steps))
+        members = []
+        for i in range(n_members):
+            name = "all cells" if n_members == 1 else f"all cells, member {i + 1}"
+            member = _with_denoiser(schedule, chosen.reference, z, seed + i)
+            run(name, member, z, y, config=replace(config, max_steps=final_steps), seed=seed + i)
+            members.append(member.denoiser)
+        final.denoiser = members[0] if n_members == 1 else Ensemble(members)  # type: ignore[arg-type]
     final.eval()
     some = chosen.whitening(torch.from_numpy(x[_spread(len(x), _ENOUGH_CELLS_FOR_LEVELS)]))
     final.schedule, n_jumps = choose_effort(final, some, log_weights, temperature, n_paths=n_paths, seed=seed)

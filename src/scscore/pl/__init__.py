@@ -9,7 +9,9 @@ from scscore.pl._confusion import confusion
 from scscore.pl._dissipation import dissipation
 from scscore.pl._energy import energy
 from scscore.pl._funnel import funnel
+from scscore.pl._novelty import novelty
 from scscore.pl._posterior import posterior
+from scscore.pl._reliability import reliability
 from scscore.pl._training import training
 
-__all__ = ["confusion", "dissipation", "energy", "funnel", "posterior", "training"]
+__all__ = ["confusion", "dissipation", "energy", "funnel", "novelty", "posterior", "reliability", "training"]

@@ -178,6 +178,7 @@ def classify(
         )
     if set_method not in SET_METHODS:
         raise ValueError(f"set_method must be one of {list(SET_METHODS)}, got {set_method!r}.")
+    trust = {"reject": reject, "coverage": coverage, "set_method": set_method, "class_conditional": class_conditional}
     estimated = isinstance(prior, str) and prior == "estimate"
     log_prior, torch_device = model.log_prior(None if estimated else prior), usable_device(device)
     temperature, log_weights, held_out = model.calibration.temperature, model.calibration.log_weights, model.held_out
@@ -231,7 +232,11 @@ def classify(
     curves = earlier.items() if isinstance(earlier, Mapping) else ()
     labels = pd.Categorical.from_codes(best, categories=model.classes.astype(object))
     columns = dict(zip((keys.confidence, keys.entropy, keys.mcse), uncertainty.T, strict=True))
-    if held_out is not None:
+    if held_out is None:  # what an earlier call with another model left behind must not pass for this one's
+        for slots, names in ((target.obs, (keys.typicality, keys.set_size)), (target.obsm, (keys.prediction_set,))):
+            for name in set(names) & set(slots.keys()):
+                del slots[name]
+    else:
         typicality = held_out.typicality(log_likelihood, model.representation.log_depth(adata, layer=layer))
         if (novel := typicality < reject).any():
             labels = labels.add_categories([] if UNKNOWN in labels.categories else [UNKNOWN])
@@ -264,10 +269,7 @@ def classify(
         "precision": precision,
         "prior": np.exp(log_prior),
         "prior_estimated": estimated,
-        "reject": reject,
-        "coverage": coverage,
-        "set_method": set_method,
-        "class_conditional": class_conditional,
+        **({} if held_out is None else trust),
         "temperature": temperature,
         "offsets": model.calibration.offsets,
         "seed": seed,

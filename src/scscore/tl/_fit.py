@@ -46,6 +46,7 @@ def fit(
     split_key: str | None = None,
     prior: Prior = "train",
     objective: Literal["hybrid", "generative"] = "hybrid",
+    n_members: int = 1,
     max_epochs: int | None = None,
     batch_size: int = 256,
     accelerator: str = "auto",
@@ -92,6 +93,9 @@ def fit(
         in :func:`scscore.tl.classify`.
     objective
         ``"hybrid"`` adds the cross-entropy of the class posterior to the generative loss; ``"generative"`` leaves it out.
+    n_members
+        Train so many networks on all cells, from different random numbers, and use their mean. Fitting and classifying take that
+        many times longer.
     max_epochs
         Upper bound on training. ``None``: 3,000 steps. Early stopping usually ends long before.
     batch_size
@@ -150,6 +154,7 @@ def fit(
         raise ValueError(f"input must be 'auto', 'counts' or 'log', got {input!r}.")
     check_positive("n_top_genes", n_top_genes, at_least=2)
     check_positive("n_comps", n_comps)
+    check_positive("n_members", n_members, optional=False)
     check_positive("max_epochs", max_epochs)
     check_positive("batch_size", batch_size, optional=False)
     if use_rep is not None and (layer is not None or n_top_genes is not None or n_comps is not None or input != "auto"):
@@ -229,6 +234,7 @@ def fit(
             "split_key": split_key,
             "prior": stored_prior,
             "objective": objective,
+            "n_members": n_members,
             "max_epochs": max_epochs,
             "seed": seed,
             "training": vars(config),
@@ -249,6 +255,7 @@ def fit(
         n_steps=calibration.n_steps,
         n_paths=calibration.n_paths,
         seed=seed,
+        n_members=n_members,
         validation_depth=depth,
         checkpoint_dir=_checkpoints(checkpoint_dir, params, x, y),
         progress=progress,
