@@ -727,6 +727,7 @@ PARTS: dict[str, Callable[[Path, int], Tables]] = {
     "corrupted": corrupted,
 }
 NEED_DATA = ("alanine", "docking")
+_MOST_ROWS_SHOWN = 60
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -749,7 +750,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\n### {part}\n", flush=True)
         for name, table in PARTS[part](data, options.seed).items():
             table.to_csv(options.out / f"energy_{name}.csv", index=False, float_format="%.5g")
-            print(f"\nenergy_{name}.csv\n{table.round(3).to_string(index=False)}", flush=True)
+            shown = table.round(3).to_string(index=False) if len(table) <= _MOST_ROWS_SHOWN else f"{len(table)} rows"
+            print(f"\nenergy_{name}.csv\n{shown}", flush=True)
         print(
             f"\n{part}: {time.perf_counter() - start:.0f} s, {time.process_time() - cpu:.0f} s on the processor",
             flush=True,
