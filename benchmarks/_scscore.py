@@ -24,11 +24,12 @@ def add_clr(adata: AnnData) -> None:
 
 @dataclass(frozen=True)
 class ScscoreResult:
-    """Posterior (m, K) of the test cells in the task's class order, and seconds."""
+    """Posterior (m, K) of the test cells in the task's class order, seconds, and what the sets and rejections are worth."""
 
     proba: np.ndarray
     fit_seconds: float
     predict_seconds: float
+    sets: dict[str, float]
 
 
 def run_scscore(task: Task, *, seed: int) -> ScscoreResult:
@@ -57,4 +58,10 @@ def run_scscore(task: Task, *, seed: int) -> ScscoreResult:
     if sorted(order) != task.classes:
         raise ValueError(f"the model's classes {order} are not the task's {task.classes}")
     posterior = np.asarray(test.obsm["scscore_posterior"], dtype=np.float64)
-    return ScscoreResult(posterior[:, [order.index(c) for c in task.classes]], fitted - start, done - fitted)
+    in_set = test.obsm["scscore_prediction_set"][:, [order.index(c) for c in task.classes]]
+    sets = {
+        "coverage": float(in_set[np.arange(len(in_set)), task.codes(task.test)].mean()),
+        "set_size": float(in_set.sum(1).mean()),
+        "rejected": float((test.obs["scscore_label"] == "unknown").mean()),
+    }
+    return ScscoreResult(posterior[:, [order.index(c) for c in task.classes]], fitted - start, done - fitted, sets)

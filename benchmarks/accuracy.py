@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from _external import METHODS as EXTERNAL
+from _external import run_external
 from _memory import PeakMemory
 from _metrics import evaluate
-from _tasks import DEFAULT_TASKS, SPECS, Task, load_task
+from _tasks import DEFAULT_TASKS, SPECS, Task, data_folder, load_task
 
 METHODS = ("scscore", "lr", "lda", "xgb", "mlp")
+OF_SETS = ("coverage", "set_size", "rejected")
 METRICS = ("accuracy", "macro_f1", "nll", "ece", "brier")
 SECONDS = ("prepare_seconds", "fit_seconds", "predict_seconds")
 
@@ -26,6 +29,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", help="data folder; default $SCSCORE_DATA, else ../shared/data beside the repository")
     parser.add_argument("--only", nargs="+", metavar="TASK", choices=list(SPECS), default=list(DEFAULT_TASKS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    for name in EXTERNAL:
+        parser.add_argument(
+            f"--{name}", metavar="PYTHON", help=f"interpreter of an environment with {name}; else left out"
+        )
     parser.add_argument("--extended", action="store_true", help="peers also on smaller normalisation targets")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0")
     parser.add_argument("--threads", type=int, default=2, help="threads of every method")
@@ -49,7 +56,14 @@ def limit_threads(threads: int) -> None:
 
 
 def run_task(
-    task: Task, methods: list[str], *, seeds: int, threads: int, extended: bool = False
+    task: Task,
+    methods: list[str],
+    *,
+    seeds: int,
+    threads: int,
+    extended: bool = False,
+    external: dict[str, str] | None = None,
+    data: str | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of all methods, representations and seeds on one task; a method that fails gives a row with ``error``."""
     truth, rows = task.codes(task.test), []
@@ -67,6 +81,7 @@ def run_task(
                 result = call()
             row |= evaluate(truth, result.proba)
             row |= {"fit_seconds": result.fit_seconds, "predict_seconds": result.predict_seconds}
+            row |= getattr(result, "sets", {})
             row |= {"prepare_seconds": prepare[0], "cv_nll": getattr(result, "cv_nll", np.nan)}
             row["peak_memory_mb"] = max(memory.peak_mb, prepare[1])
             row["extra_memory_mb"] = max(memory.extra_mb, prepare[2])
@@ -91,6 +106,15 @@ def run_task(
                         return run_peer(peer, task, rep, seed=seed, threads=threads)
 
                     record(peer, name, seed, prepare, call)
+    for method, interpreter in (external or {}).items():
+        if method == "scanvi" and task.kind != "counts" and task.kind != "protein":
+            continue  # a model of counts
+
+        def call_there(method: str = method, interpreter: str = interpreter) -> Any:
+            folder = str(data_folder(data))
+            return run_external(method, interpreter, task, data=folder, seed=0, threads=threads)
+
+        record(method, "genes", 0, (0.0, 0.0, 0.0), call_there)
     if "scscore" in methods:
         from _scscore import run_scscore
 
@@ -163,8 +187,19 @@ def main(arguments: list[str] | None = None) -> int:
     for name in options.only:
         task = load_task(name, options.data)
         print(f"\n### {task.describe()}\n", flush=True)
-        found = run_task(task, options.methods, seeds=options.seeds, threads=options.threads, extended=options.extended)
+        found = run_task(
+            task,
+            options.methods,
+            seeds=options.seeds,
+            threads=options.threads,
+            extended=options.extended,
+            external={name: getattr(options, name) for name in EXTERNAL if getattr(options, name)},
+            data=options.data,
+        )
         print(table(pd.DataFrame(found)), flush=True)
+        if "coverage" in found[-1]:
+            of_sets = pd.DataFrame(found)[list(OF_SETS)].mean()
+            print(f"\nscscore: {', '.join(f'{name} {value:.3f}' for name, value in of_sets.items())}", flush=True)
         rows += found
         pd.DataFrame(rows).to_csv(options.out, index=False)  # after every task, so that an interruption loses little
     print(f"\n* = the representation that cross-validation inside the training cells prefers\nwritten: {options.out}")

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm.auto import tqdm
 
 from scscore.core.analytic import ExactResidual
+from scscore.core.covariates import CovariateShift, remove
 from scscore.core.denoiser import Ensemble, ResidualDenoiser
 from scscore.core.diffusion import ConditionalDiffusion
 from scscore.core.held_out import HeldOut
@@ -71,6 +72,8 @@ class ScoreModel:
     held_out
         Log-likelihoods of labelled cells outside the training cells, for prediction sets and typicality; ``None`` where there are
         none (exact models before :func:`scscore.tl.calibrate`, densities without classes).
+    covariates
+        Shifts of batches, donors or other covariates; ``None`` without.
     params
         Arguments and choices of the fit, what JSON can hold.
     """
@@ -86,6 +89,7 @@ class ScoreModel:
         calibration: Calibration,
         params: dict[str, Any],
         held_out: HeldOut | None = None,
+        covariates: CovariateShift | None = None,
     ) -> None:
         self.classes = classes
         self.class_counts = class_counts
@@ -94,6 +98,7 @@ class ScoreModel:
         self.diffusion = diffusion.eval()
         self.calibration = calibration
         self.held_out = held_out
+        self.covariates = covariates
         self.params = params
 
     def __repr__(self) -> str:
@@ -175,8 +180,14 @@ class ScoreModel:
         return resolve_prior(prior, self.classes, self.class_counts)
 
     def encode(self, adata: AnnData, *, layer: str | None = None) -> torch.Tensor:
-        """Cells as points of the engine's whitened space, float32 ``(n_obs, n_features)``."""
-        return self.whitening(torch.from_numpy(self.representation.transform(adata, layer=layer)))
+        """Cells as points of the engine's whitened space, float32 ``(n_obs, n_features)``.
+
+        The shift of a cell's covariates is taken out where their level is known.
+        """
+        x = self.representation.transform(adata, layer=layer)
+        if self.covariates is not None:
+            x = remove(x, self.covariates.shifts, self.covariates.codes(adata.obs))
+        return self.whitening(torch.from_numpy(x))
 
     def log_likelihood(
         self,
@@ -215,22 +226,36 @@ class ScoreModel:
         Rows, and their estimates.
         """
         noise, volume = NoiseStream(seed), self.whitening.log_abs_det
+        codes = None if self.covariates is None else self.covariates.codes(adata.obs)
+
+        def estimates(z: torch.Tensor, start: int) -> LogLikelihood:
+            return log_likelihood(
+                self.diffusion,
+                z,
+                noise=noise,
+                estimator=estimator,
+                n_steps=n_steps,
+                n_paths=n_paths,
+                start=start,
+                stopping=stopping,
+            )
+
         for rows, z in self.points(
             adata, layer=layer, batch_size=batch_size, device=device, progress=progress, description=description
         ):
             # the flow differentiates, which inference mode does not allow
             with torch.no_grad() if estimator == "flow" else torch.inference_mode():
-                found = log_likelihood(
-                    self.diffusion,
-                    z,
-                    noise=noise,
-                    estimator=estimator,
-                    n_steps=n_steps,
-                    n_paths=n_paths,
-                    start=rows.start,
-                    stopping=stopping,
-                )
+                found = estimates(z, rows.start)
+                if codes is not None and (unknown := codes[rows] < 0).any():
+                    levels = [estimates(z - shift, rows.start) for shift in self._whitened_shifts().to(z)]
+                    log_frequencies = np.log(self.covariates.frequencies)  # type: ignore[union-attr]
+                    found = found.replaced(LogLikelihood.mixture(levels, log_frequencies), unknown)
             yield rows, found.shifted(volume)
+
+    def _whitened_shifts(self) -> torch.Tensor:
+        """Shifts of the covariate levels in the engine's space, ``(n_levels, n_features)``."""
+        shifts = torch.from_numpy(self.covariates.shifts[:, : len(self.whitening.center)])  # type: ignore[union-attr]
+        return shifts @ self.whitening.matrix
 
     def points(
         self,
@@ -244,13 +269,18 @@ class ScoreModel:
     ) -> Iterator[tuple[slice, torch.Tensor]]:
         """Cells as points of the engine's whitened space, chunk by chunk, on `device`, where the engine is put, too.
 
+        The shift of a cell's covariates is taken out where their level is known.
+
         Yields
         ------
         Rows, and their points, float32 ``(n, n_features)``.
         """
         self.diffusion.to(device)
+        codes = None if self.covariates is None else self.covariates.codes(adata.obs)
         with tqdm(total=adata.n_obs, desc=description, unit="cell", disable=not progress) as bar:
             for start, x in self.representation.chunks(adata, layer=layer, size=batch_size):
+                if codes is not None:
+                    x = remove(x, self.covariates.shifts, codes[start : start + len(x)])  # type: ignore[union-attr]
                 z = self.whitening(torch.from_numpy(x)).to(device)
                 yield slice(start, start + len(z)), z
                 bar.update(len(z))
@@ -305,6 +335,7 @@ class ScoreModel:
             calibration=Calibration(**metadata["calibration"]),
             params=metadata["params"],
             held_out=HeldOut(**part_arrays("held_out.")) if "held_out.y" in tensors else None,
+            covariates=_covariates(metadata.get("covariates"), part_arrays("covariates.")),
         )
 
     def _tensors(self) -> Tensors:
@@ -324,6 +355,8 @@ class ScoreModel:
                 tensors[f"encoder.{name}"] = getattr(self.representation, name)
         if self.held_out is not None:
             tensors |= {f"held_out.{k}": v for k, v in vars(self.held_out).items() if v is not None}
+        if self.covariates is not None:
+            tensors |= {f"covariates.{k}": getattr(self.covariates, k) for k in ("shifts", "frequencies")}
         return {**tensors, "class_counts": self.class_counts}
 
     def _metadata(self) -> dict[str, Any]:
@@ -345,6 +378,7 @@ class ScoreModel:
             "schedule": vars(self.diffusion.schedule),
             "denoiser": None if denoiser is None else denoiser.shape,
             "calibration": vars(self.calibration),
+            "covariates": None if self.covariates is None else _names(self.covariates),
             "params": self.params,
         }
 
@@ -358,6 +392,18 @@ def _denoiser(reference: GaussianReference, weights: dict[str, torch.Tensor], sh
     denoiser = members[0] if n_members == 1 else Ensemble(members)
     denoiser.load_state_dict(weights)
     return denoiser
+
+
+def _names(covariates: CovariateShift) -> dict[str, list[str]]:
+    """What JSON holds of the covariates."""
+    return {"columns": list(covariates.columns), "levels": list(covariates.levels)}
+
+
+def _covariates(names: dict[str, list[str]] | None, tensors: dict[str, NDArray[Any]]) -> CovariateShift | None:
+    """The covariates of a model file."""
+    if names is None:
+        return None
+    return CovariateShift(tuple(names["columns"]), tuple(names["levels"]), **tensors)
 
 
 def load(directory: str | Path) -> ScoreModel:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from scscore.core.calibration import standard_error
@@ -79,6 +80,22 @@ class LogLikelihood:
     def n_paths(self) -> Tensor:
         """Number of paths behind every estimate, ``(n, n_classes)``, float64."""
         return self.paths.isfinite().to(torch.float64).sum((0, 1))
+
+    @classmethod
+    def mixture(cls, parts: Sequence[LogLikelihood], log_weights: NDArray[np.float64]) -> LogLikelihood:
+        """Log-likelihood of a mixture, such as one over unknown covariates: weighted sums of the parts, path by path."""
+        n_draws = max(len(part.paths) for part in parts)
+        stacked = torch.stack(
+            [_with_draws(part.paths, n_draws) + w for part, w in zip(parts, log_weights, strict=True)]
+        )
+        return cls(stacked.logsumexp(0), all(part.exact for part in parts))
+
+    def replaced(self, other: LogLikelihood, rows: NDArray[np.bool_]) -> LogLikelihood:
+        """These estimates, with those of `other` at some rows, bool ``(n,)``."""
+        n_draws = max(len(self.paths), len(other.paths))
+        chosen = torch.from_numpy(rows).to(self.paths.device)[:, None]
+        paths = torch.where(chosen, _with_draws(other.paths, n_draws), _with_draws(self.paths, n_draws))
+        return LogLikelihood(paths, self.exact and other.exact)
 
     def shifted(self, nats: float) -> LogLikelihood:
         """The same estimates on the CPU with a constant added, such as the volume of a change of coordinates."""
@@ -195,6 +212,11 @@ def flow_log_likelihood(
     rows = start + np.arange(len(z))
     probes = torch.stack([noise.normal(rows, model.n_features, pair=i, step=0).sign() for i in range(n_probes)])
     return LogLikelihood((reference + flow(model, z, levels, classes=classes, probes=probes))[:, None])
+
+
+def _with_draws(paths: Tensor, n_draws: int) -> Tensor:
+    """Paths with draws that were not made, NaN, at the end."""
+    return torch.nn.functional.pad(paths, (0, 0, 0, 0, 0, 0, 0, n_draws - len(paths)), value=torch.nan)
 
 
 def _most_wanted(wanted: Tensor) -> Tensor | None:

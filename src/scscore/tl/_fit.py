@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from scscore._logging import logger
 from scscore._version import __version__
+from scscore.core.covariates import CovariateShift, fit_shifts, level_names, remove
 from scscore.core.reference_fit import Fold, ReferenceShape, candidate_shapes
 from scscore.core.schedule import NoiseSchedule
 from scscore.io.encoder_choice import (
@@ -27,7 +29,15 @@ from scscore.io.folds import make_folds
 from scscore.io.keys import Keys
 from scscore.io.representation import ObsmRepresentation, Representation, log_depth, obsm_array, training_matrix
 from scscore.model import Calibration, Prior, ScoreModel, json_params, jsonable, resolve_prior
-from scscore.tl._validate import check_adata, check_name, check_positive, condition_labels, group_labels, seed_of
+from scscore.tl._validate import (
+    check_adata,
+    check_name,
+    check_positive,
+    condition_labels,
+    covariate_columns,
+    group_labels,
+    seed_of,
+)
 
 _N_FEATURES = (20, 30, 50)
 _MAX_CHOICE_CELLS = 10_000
@@ -43,6 +53,7 @@ def fit(
     input: Literal["auto", "counts", "log"] = "auto",
     n_top_genes: int | None = None,
     n_comps: int | None = None,
+    covariates: str | Sequence[str] | None = None,
     split_key: str | None = None,
     prior: Prior = "train",
     objective: Literal["hybrid", "generative"] = "hybrid",
@@ -85,6 +96,10 @@ def fit(
         Use only this many highly variable genes. ``None``: all genes.
     n_comps
         Number of principal components. ``None``: chosen by cross-validation among 20, 30 and 50 (30 without classes).
+    covariates
+        Columns of ``obs`` with batches, donors or other categories that shift cells of all classes alike. A query whose
+        ``obs`` has the columns is corrected level by level; cells of unknown level are judged by the mean over all levels,
+        weighted by their frequency, at the cost of one likelihood per level.
     split_key
         Column of ``obs`` with donors, batches or replicates. Whole groups are then held out in cross-validation and
         validation, so that choices and temperature hold for new groups. Needs at least four groups.
@@ -171,6 +186,7 @@ def fit(
     stored_prior = prior if isinstance(prior, str) else np.exp(resolve_prior(prior, classes, counts))
     resolve_prior(stored_prior, classes, counts)
     groups = group_labels(adata, split_key, labelled)
+    columns = covariate_columns(adata, covariates, labelled)
     check_trainer(accelerator, devices, strategy)
     if checkpoint_dir is not None:
         Path(checkpoint_dir).mkdir(parents=True, exist_ok=True)
@@ -216,6 +232,17 @@ def fit(
             logger.warning("n_top_genes=%d, but adata holds %d genes: all are used.", n_top_genes, adata.n_vars)
         if n_comps is not None and x.shape[1] < n_comps:
             logger.warning("n_comps=%d, but the cells and genes allow %d: so many are used.", n_comps, x.shape[1])
+    shift = None
+    if columns:
+        levels, codes = np.unique(level_names(adata.obs[labelled], columns).to_numpy(dtype=str), return_inverse=True)
+        frequencies = np.bincount(codes) / len(codes)
+        shift = CovariateShift(
+            columns, tuple(levels.tolist()), fit_shifts(x, y, codes, n_levels=len(levels)), frequencies
+        )
+        x = remove(x, shift.shifts, codes)
+        for i, ((train, test), (x_train, x_test)) in enumerate(zip(folds_of, represented, strict=True)):
+            own = fit_shifts(x_train, y[train], codes[train], n_levels=len(levels))
+            represented[i] = remove(x_train, own, codes[train]), remove(x_test, own, codes[test])
     folds = [
         Fold(x_train, y[train], x_test, y[test])
         for (train, test), (x_train, x_test) in zip(folds_of, represented, strict=True)
@@ -231,6 +258,7 @@ def fit(
             "input": input,
             "n_top_genes": n_top_genes,
             "n_comps": n_comps,
+            "covariates": columns,
             "split_key": split_key,
             "prior": stored_prior,
             "objective": objective,
@@ -287,6 +315,7 @@ def fit(
             calibration, temperature=outcome.temperature, offsets=outcome.offsets, n_steps=outcome.n_jumps
         ),
         held_out=outcome.held_out if condition is not None else None,
+        covariates=shift,
         params=params,
     )
     adata.uns[keys.uns] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -145,3 +145,24 @@ def group_labels(adata: AnnData, split_key: str | None, labelled: NDArray[np.boo
     if column.nunique() < 2:
         raise ValueError(f"split_key={split_key!r} must hold at least two groups, found {column.unique().tolist()}.")
     return column.astype(str).to_numpy(dtype=str)
+
+
+def covariate_columns(
+    adata: AnnData, covariates: str | Sequence[str] | None, labelled: NDArray[np.bool_]
+) -> tuple[str, ...]:
+    """Names of the covariate columns; raises where one is missing, continuous, incomplete or constant."""
+    if covariates is None:
+        return ()
+    names = (covariates,) if isinstance(covariates, str) else tuple(covariates)
+    for name in names:
+        check_name(name, "covariates", optional=False)
+        column = obs_column(adata, name, "covariates")[labelled]
+        if pd.api.types.is_float_dtype(column):
+            raise ValueError(f"covariates={name!r} is continuous ({column.dtype}); bin it with pd.cut.")
+        if column.isna().any():
+            raise ValueError(
+                f"covariates={name!r}: {int(column.isna().sum())} labelled cells have no value; fill them in."
+            )
+        if column.nunique() < 2:
+            raise ValueError(f"covariates={name!r} must hold at least two levels, found {column.unique().tolist()}.")
+    return names

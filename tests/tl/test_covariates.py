@@ -1,0 +1,117 @@
+"""``tl.fit(covariates=)``: known levels are taken out, unknown ones summed over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from scipy.special import logsumexp
+
+import scscore as scs
+
+SHIFTS = {"left": -2.0, "right": 2.0}
+
+
+def batched(n: int, seed: int) -> AnnData:
+    """Two classes two standard deviations apart; batches move both by as much."""
+    rng = np.random.default_rng(seed)
+    y, batch = rng.integers(2, size=n), rng.choice(list(SHIFTS), n)
+    x = rng.normal(size=(n, 2))
+    x[:, 0] += 2 * y + np.array([SHIFTS[b] for b in batch])
+    obs = pd.DataFrame(
+        {"class": pd.Categorical(np.array(["a", "b"])[y]), "batch": batch}, index=[f"c{i}" for i in range(n)]
+    )
+    return AnnData(np.zeros((n, 1), dtype=np.float32), obs=obs, obsm={"X_toy": x})
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, scs.ScoreModel]:
+    cells = batched(1500, 0)
+    fit: dict[str, Any] = {"use_rep": "X_toy", "max_epochs": 2, "progress": False}
+    return {
+        "with": scs.tl.fit(cells, "class", covariates="batch", **fit),
+        "without": scs.tl.fit(cells, "class", **fit),
+    }
+
+
+def classified(cells: AnnData, model: scs.ScoreModel, **options: Any) -> AnnData:
+    return scs.tl.classify(cells, model, copy=True, progress=False, **options)
+
+
+def accuracy(cells: AnnData) -> float:
+    return float((scs.get.posterior(cells).idxmax(axis=1) == cells.obs["class"].astype(str)).mean())
+
+
+def test_known_batches_are_taken_out(models: dict[str, scs.ScoreModel]):
+    query = batched(1000, 1)
+    assert accuracy(classified(query, models["with"])) == pytest.approx(0.841, abs=0.04)  # Phi(1), Bayes
+    assert accuracy(classified(query, models["without"])) < 0.75
+
+
+def test_unknown_batches_are_summed_over(models: dict[str, scs.ScoreModel]):
+    """By hand: the likelihoods under every level, weighted by their frequencies."""
+    query, model = batched(300, 2), models["with"]
+    unknown = query.copy()
+    del unknown.obs["batch"]
+    found = classified(unknown, model).obsm["scscore_log_likelihood"]
+    assert model.covariates is not None
+    by_level = []
+    for level in model.covariates.levels:
+        query.obs["batch"] = level
+        by_level.append(classified(query, model).obsm["scscore_log_likelihood"].astype(np.float64))
+    expected = logsumexp(by_level, axis=0, b=model.covariates.frequencies[:, None, None])
+    np.testing.assert_allclose(found, expected, atol=0.02)  # the mean over paths of the logarithm, not of the sum
+    query.obs["batch"] = "a batch that nobody has seen"
+    np.testing.assert_array_equal(classified(query, model).obsm["scscore_log_likelihood"], found)
+
+
+def test_known_and_unknown_cells_in_one_query(models: dict[str, scs.ScoreModel]):
+    query, model = batched(200, 3), models["with"]
+    unknown = query.copy()
+    unknown.obs["batch"] = np.nan
+    mixed = query.copy()
+    mixed.obs.loc[mixed.obs_names[::2], "batch"] = np.nan
+    one, other, both = (classified(q, model).obsm["scscore_log_likelihood"] for q in (query, unknown, mixed))
+    np.testing.assert_allclose(both[::2], other[::2], atol=1e-4)
+    np.testing.assert_allclose(both[1::2], one[1::2], atol=1e-4)
+    parts = classified(mixed, model, batch_size=7).obsm["scscore_log_likelihood"]
+    np.testing.assert_allclose(parts, both, atol=1e-4)
+
+
+def test_precision_works_with_unknown_batches(models: dict[str, scs.ScoreModel]):
+    unknown = batched(60, 4)
+    unknown.obs["batch"] = np.nan
+    found = classified(unknown, models["with"], precision=0.05)
+    assert np.isfinite(found.obsm["scscore_posterior"]).all()
+
+
+def test_covariates_survive_saving(models: dict[str, scs.ScoreModel], tmp_path: Path):
+    models["with"].save(tmp_path / "m")
+    loaded, query = scs.load(tmp_path / "m"), batched(50, 5)
+    assert loaded.hash == models["with"].hash
+    assert loaded.covariates.levels == ("left", "right")
+    one, other = (classified(query, m).obsm["scscore_log_likelihood"] for m in (loaded, models["with"]))
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("covariates", "change", "error", "says"),
+    [
+        ("nothing", {}, KeyError, "covariates='nothing'"),
+        ("batch", {"batch": "one"}, ValueError, "at least two levels"),
+        ("batch", {"batch": 1.5}, ValueError, "continuous"),
+        (["batch", 3], {}, TypeError, "covariates must be a name"),
+        ("batch", {"batch": [None] + ["left", "right"] * 50}, ValueError, "1 labelled cells have no value"),
+    ],
+)
+def test_bad_covariates_are_named(covariates: Any, change: dict[str, Any], error: type, says: str):
+    cells = batched(101, 0)
+    for name, value in change.items():
+        cells.obs[name] = value
+    with pytest.raises(error, match=says):
+        scs.tl.fit(cells, "class", covariates=covariates, use_rep="X_toy", max_epochs=1, progress=False)
+    assert "scscore" not in cells.uns
