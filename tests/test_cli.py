@@ -313,11 +313,12 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = {line[:20].strip(): line[20:].split() for line in lines if line.startswith(("scscore", "logistic"))}
     assert set(rows) == {"scscore", "logistic regression"}
     cells = ad.read_h5ad(tmp_path / "pbmc_classified.h5ad")
-    accuracy = (cells.obs["cell_type"].astype(str) == cells.obs["scscore_label"].astype(str)).mean()
+    accuracy = (scs.get.posterior(cells).idxmax(axis=1) == cells.obs["cell_type"].astype(str)).mean()
     assert float(rows["scscore"][0]) == pytest.approx(accuracy, abs=1e-3)
     assert all(0.6 < float(row[0]) <= 1 for row in rows.values())
     figures = {path.name: path.stat().st_size for path in tmp_path.glob("*.png")}
-    assert (
-        set(figures) == {"training.png", "confusion.png", "posterior.png", "umap.png"} and min(figures.values()) > 5000
-    )
+    assert set(figures) == {
+        f"{name}.png" for name in ("training", "confusion", "posterior", "umap", "reliability", "novelty")
+    }
+    assert min(figures.values()) > 5000
     assert scs.load(tmp_path / "pbmc.scscore").hash == cells.uns["scscore"]["model_hash"]

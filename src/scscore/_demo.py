@@ -26,7 +26,7 @@ def run(directory: Path, *, say: Callable[[str], object]) -> None:
     Parameters
     ----------
     directory
-        Where ``pbmc_classified.h5ad``, ``pbmc.scscore`` and four figures go.
+        Where ``pbmc_classified.h5ad``, ``pbmc.scscore`` and six figures go.
     say
         Called with every line of text for the user.
     """
@@ -58,6 +58,7 @@ def run(directory: Path, *, say: Callable[[str], object]) -> None:
         say(f"{name:20s}" + "".join(f"{value:10.3f}" for value in row))
     error = np.sqrt(0.25 / test.n_obs)
     say(
+        f"\n(most probable class, for both; {int((test.obs[Keys().label] == 'unknown').sum())} cells are labelled 'unknown')"
         f"\nWith {test.n_obs} cells an accuracy has a standard error of up to {error:.2f}: small differences mean nothing."
     )
     say(
@@ -69,6 +70,8 @@ def run(directory: Path, *, say: Callable[[str], object]) -> None:
         "training.png": pl.training(train, show=False, return_fig=True),
         "confusion.png": pl.confusion(test, "cell_type", show=False, return_fig=True),
         "posterior.png": pl.posterior(test, groupby="cell_type", show=False, return_fig=True),
+        "reliability.png": pl.reliability(test, "cell_type", show=False, return_fig=True),
+        "novelty.png": pl.novelty(test, "cell_type", show=False, return_fig=True),
     }
     for name, figure in written.items():
         figure.savefig(directory / name, dpi=150, bbox_inches="tight")
@@ -109,6 +112,7 @@ def _umap(test: AnnData) -> Figure:
     keys = Keys()
     figure, axes = plt.subplots(1, 3, figsize=(17, 4), layout="constrained")
     palette = dict(zip(test.obs["cell_type"].cat.categories, sc.pl.palettes.default_20, strict=False))
+    palette |= {"unknown": "lightgray"}
     options = {"size": 60, "frameon": False, "show": False}
     sc.pl.umap(test, color="cell_type", palette=palette, title="true label", ax=axes[0], legend_loc=None, **options)
     sc.pl.umap(test, color=keys.label, palette=palette, title="predicted label", ax=axes[1], **options)

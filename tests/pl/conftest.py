@@ -15,7 +15,8 @@ def _classified(n_classes: int) -> AnnData:
     cells = scs.datasets.toy_gaussians(n_obs=20 * n_classes, n_classes=n_classes, n_features=2 if n_classes < 10 else 8)
     max_epochs = 2 if n_classes < 10 else 1
     model = scs.tl.fit(cells, "class", use_rep="X_toy", max_epochs=max_epochs, progress=False)
-    scs.tl.classify(cells, model, n_steps=4, n_paths=2, progress=False)  # keeps the loss curves
+    # keeps the loss curves; nothing is rejected, so that labels and classes are the same set
+    scs.tl.classify(cells, model, n_steps=4, n_paths=2, reject=0, progress=False)
     return cells
 
 

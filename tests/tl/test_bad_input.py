@@ -417,7 +417,7 @@ def test_names_of_classes_are_strings(counts: AnnData, values: Any, classes: lis
     counts.obs["cell_type"] = values
     model = fit(counts)
     assert model.classes.tolist() == classes
-    classify(counts, model, key_added="found")
+    classify(counts, model, key_added="found", reject=0)
     assert counts.obs["found_label"].cat.categories.tolist() == classes
 
 

@@ -237,6 +237,7 @@ def test_every_slot_is_what_it_says(
         "n_paths": 4,
         "seed": 7,
         "temperature": model.calibration.temperature,
+        "offsets": list(model.calibration.offsets),
     }
     rest = counts.copy()
     del rest.uns["scscore_dissipation"]
