@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 from sklearn.decomposition import PCA
 
-from scscore.io.encoder_choice import fit_encoders, informative_genes
+from scscore.io.encoder_choice import fit_encoder, informative_genes, represent
 from scscore.io.readers import MatrixReader
 from scscore.io.representation import (
     ObsmRepresentation,
@@ -149,7 +149,8 @@ def test_sparse_data_are_never_made_dense(monkeypatch: pytest.MonkeyPatch):
     chunk, kind = training_matrix(cells(wide, names), np.arange(300) < 290, layer=None, kind=None)
     chunk, kept = informative_genes(chunk, names, n_top_genes=None, kind=kind)
     splits = [(np.arange(0, 200), np.arange(200, 290))]
-    encoder, x, _ = fit_encoders(chunk, kept, splits, n_features=10, kind=kind, target_sum=1e4)
+    encoder, x = fit_encoder(chunk, kept, n_features=10, kind=kind, target_sum=1e4)
+    represent(chunk, kept, splits, n_features=10, kind=kind, target_sum=1e4)
     assert kind == "counts"
     assert x.shape == (290, 10)
     np.testing.assert_allclose(encoder.transform(cells(wide, names))[:290], x, atol=1e-5)
@@ -160,7 +161,8 @@ def test_sparse_data_are_never_made_dense(monkeypatch: pytest.MonkeyPatch):
 def test_held_out_cells_do_not_shape_their_encoder(counts_matrix: np.ndarray):
     splits = [(np.arange(0, 100), np.arange(100, 150)), (np.arange(50, 150), np.arange(0, 50))]
     options: dict[str, Any] = {"n_features": 3, "kind": "counts", "target_sum": 50.0}
-    _, x, represented = fit_encoders(counts_matrix, GENES, splits, **options)
+    _, x = fit_encoder(counts_matrix, GENES, **options)
+    represented = represent(counts_matrix, GENES, splits, **options)
     for (train, test), (x_train, x_test) in zip(splits, represented, strict=True):
         own = PCAEncoder.fit(counts_matrix[train], GENES, **options)
         np.testing.assert_allclose(x_train, own.encode(counts_matrix[train]))

@@ -77,45 +77,34 @@ def choose_target_sum(
     return candidates[best] if clearly_worse(losses[0], losses[best]) else DEFAULT_TARGET
 
 
-def fit_encoders(
-    chunk: Chunk,
-    genes: NDArray[np.str_],
-    splits: Sequence[Split],
-    *,
-    done: Sequence[tuple[Array, Array]] = (),
-    **how: Any,
-) -> tuple[PCAEncoder, Array, list[tuple[Array, Array]]]:
-    """The encoder, its points of all cells, and per split the points of training and held-out cells.
-
-    Principal components of a training cell are larger than those of a new cell, because the cell helped to choose the
-    axes. Therefore every split gets an encoder of its own, unless there are so many cells (20,000) that the difference
-    is nothing.
+def fit_encoder(chunk: Chunk, genes: NDArray[np.str_], **how: Any) -> tuple[PCAEncoder, Array]:
+    """The encoder and its points of all cells.
 
     Parameters
     ----------
     chunk, genes
         Values of the training cells, and names of the genes.
-    splits
-        Cross-validation splits.
-    done
-        Points of the first splits, where they are known from :func:`represent`.
     **how
         `n_features`, `kind`, `target_sum` and `unit_variance` of :meth:`PCAEncoder.fit`.
     """
-    how["n_features"] = _possible(how["n_features"], splits)
     encoder = PCAEncoder.fit(chunk[_thin(np.arange(chunk.shape[0]), _MAX_PCA_CELLS)], genes, **how)
-    x = encoder.encode(chunk)
-    if chunk.shape[0] > _MAX_PCA_CELLS:
-        return encoder, x, [(x[train], x[test]) for train, test in splits]
-    return encoder, x, [*done, *represent(chunk, genes, splits[len(done) :], **how)]
+    return encoder, encoder.encode(chunk)
 
 
 def represent(chunk: Chunk, genes: NDArray[np.str_], splits: Sequence[Split], **how: Any) -> list[tuple[Array, Array]]:
-    """Points of training and held-out cells of some splits, each by an encoder of its own; see :func:`fit_encoders`."""
+    """Points of training and held-out cells of every split; arguments as in :func:`fit_encoder`.
+
+    Principal components of a training cell are larger than those of a new cell, because the cell helped to choose the
+    axes. Therefore every split gets an encoder of its own, unless there are so many cells (20,000) that the difference
+    is nothing.
+    """
+    if chunk.shape[0] > _MAX_PCA_CELLS:
+        _, x = fit_encoder(chunk, genes, **how)
+        return [(x[train], x[test]) for train, test in splits]
     found = []
     for train, test in splits:
-        own = PCAEncoder.fit(chunk[_thin(train, _MAX_PCA_CELLS)], genes, **how)
-        found.append((own.encode(chunk[train]), own.encode(chunk[test])))
+        own, x_train = fit_encoder(chunk[train], genes, **how)
+        found.append((x_train, own.encode(chunk[test])))
     return found
 
 
@@ -143,15 +132,15 @@ def choose_encoder(
 
     Returns
     -------
-    As :func:`fit_encoders`, and whether genes have unit variance.
+    The encoder, its points of all cells, those of the splits (:func:`represent`), and whether genes have unit variance.
     """
-    n_features = _possible(n_features, splits)
+    n_features = possible_features(n_features, splits)
     how: dict[str, Any] = {"n_features": n_features, "kind": kind, "target_sum": target_sum}
-    few, tried, losses = splits[:_CHOICE_SPLITS], [], []
+    tried, losses = [], []
     for unit_variance in (False, True):
-        tried.append(represent(chunk, genes, few, unit_variance=unit_variance, **how))
+        tried.append(represent(chunk, genes, splits, unit_variance=unit_variance, **how))
         folds = []
-        for (train, test), (x_train, x_test) in zip(few, tried[-1], strict=True):
+        for (train, test), (x_train, x_test) in zip(splits, tried[-1], strict=True):
             rows, held_out = (_thin(np.arange(len(part)), _CHOICE_CELLS) for part in (train, test))
             folds.append(Fold(x_train[rows], y[train][rows], x_test[held_out], y[test][held_out]))
         if any(len(np.unique(fold.y_train)) < len(log_prior) for fold in folds):
@@ -160,11 +149,11 @@ def choose_encoder(
         found = cross_validate(folds, n_classes=len(log_prior), log_prior=log_prior, shapes=candidates)
         losses.append(found.losses.mean())
     best = int(np.argmin(losses)) if losses else 0
-    encoder, x, represented = fit_encoders(chunk, genes, splits, done=tried[best], unit_variance=bool(best), **how)
-    return encoder, x, represented, bool(best)
+    encoder, x = fit_encoder(chunk, genes, unit_variance=bool(best), **how)
+    return encoder, x, tried[best], bool(best)
 
 
-def _possible(n_features: int, splits: Sequence[Split]) -> int:
+def possible_features(n_features: int, splits: Sequence[Split]) -> int:
     """No more features than the training cells of the smallest split allow."""
     return min(n_features, *(len(train) - 1 for train, _ in splits))
 

@@ -22,8 +22,10 @@ from scscore.io.encoder_choice import (
     DEFAULT_TARGET,
     choose_encoder,
     choose_target_sum,
-    fit_encoders,
+    fit_encoder,
     informative_genes,
+    possible_features,
+    represent,
 )
 from scscore.io.folds import make_folds
 from scscore.io.keys import Keys
@@ -212,9 +214,13 @@ def fit(
 
         if condition is None:  # densities in different spaces cannot be compared: there is nothing to choose by
             width = _N_FEATURES[1] if n_comps is None else n_comps
-            representation, x, represented = fit_encoders(
-                chunk, genes, folds_of, n_features=width, kind=kind, target_sum=DEFAULT_TARGET
-            )
+            how = {
+                "n_features": possible_features(width, folds_of),
+                "kind": kind,
+                "target_sum": DEFAULT_TARGET,
+            }
+            representation, x = fit_encoder(chunk, genes, **how)
+            represented = represent(chunk, genes, folds_of, **how)
         else:
             representation, x, represented, unit_variance = choose_encoder(
                 chunk,
