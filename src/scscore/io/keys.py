@@ -66,6 +66,26 @@ class Keys:
         return f"{self.key_added}_posterior"
 
     @property
+    def attribution(self) -> str:
+        """``varm``: mean nats per gene for every class; ``layers``: of every cell; ``uns``: parameters."""
+        return f"{self.key_added}_attribution"
+
+    @property
+    def attribution_se(self) -> str:
+        """``varm``: standard error of the mean attribution, nats."""
+        return f"{self.key_added}_attribution_se"
+
+    @property
+    def attribution_presence(self) -> str:
+        """``varm``: part of the mean attribution from expression above the baseline, nats."""
+        return f"{self.key_added}_attribution_presence"
+
+    @property
+    def evidence(self) -> str:
+        """``obs``: evidence for the target against the reference, nats."""
+        return f"{self.key_added}_evidence"
+
+    @property
     def energy(self) -> str:
         """``obs``: energy -log p, nats."""
         return f"{self.key_added}_energy"

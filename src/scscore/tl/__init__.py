@@ -1,5 +1,6 @@
-"""Tools: fit a model, classify cells, see where they were decided, map the energies."""
+"""Tools: fit a model, classify cells, see which genes and which noise levels decided, map the energies."""
 
+from scscore.tl._attribute import attribute
 from scscore.tl._calibrate import calibrate
 from scscore.tl._classify import classify
 from scscore.tl._dissipation import dissipation
@@ -8,4 +9,4 @@ from scscore.tl._energy_landscape import energy_landscape
 from scscore.tl._fit import fit
 from scscore.tl._funnel import funnel
 
-__all__ = ["calibrate", "classify", "dissipation", "energy", "energy_landscape", "fit", "funnel"]
+__all__ = ["attribute", "calibrate", "classify", "dissipation", "energy", "energy_landscape", "fit", "funnel"]
