@@ -35,6 +35,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         )
     parser.add_argument("--extended", action="store_true", help="peers also on smaller normalisation targets")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0")
+    parser.add_argument(
+        "--peer-seeds", type=int, default=3, help="the same for the peers, which vary less and are many"
+    )
     parser.add_argument("--threads", type=int, default=2, help="threads of every method")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results" / "accuracy.csv")
     parsed = parser.parse_args(arguments)
@@ -61,6 +64,7 @@ def run_task(
     *,
     seeds: int,
     threads: int,
+    peer_seeds: int | None = None,
     extended: bool = False,
     external: dict[str, str] | None = None,
     data: str | None = None,
@@ -100,7 +104,7 @@ def run_task(
                 rep = represent(task, name)
             prepare = (rep.seconds, memory.peak_mb, memory.extra_mb)
             for peer in peers:
-                for seed in range(seeds):
+                for seed in range(seeds if peer_seeds is None else peer_seeds):
 
                     def call(peer: str = peer, seed: int = seed, rep: Any = rep) -> Any:
                         return run_peer(peer, task, rep, seed=seed, threads=threads)
@@ -192,6 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.methods,
             seeds=options.seeds,
             threads=options.threads,
+            peer_seeds=options.peer_seeds,
             extended=options.extended,
             external={name: getattr(options, name) for name in EXTERNAL if getattr(options, name)},
             data=options.data,

@@ -5,6 +5,9 @@ Every function draws into `ax`, or into a figure of its own whose size follows f
 returns ``None``, what is not returns the ``Axes``; ``return_fig=True`` returns the ``Figure`` and shows nothing.
 """
 
+from scscore.pl._attribution_cell import attribution_cell
+from scscore.pl._attribution_heatmap import attribution_heatmap
+from scscore.pl._attribution_ranking import attribution_ranking
 from scscore.pl._confusion import confusion
 from scscore.pl._dissipation import dissipation
 from scscore.pl._energy import energy
@@ -14,4 +17,16 @@ from scscore.pl._posterior import posterior
 from scscore.pl._reliability import reliability
 from scscore.pl._training import training
 
-__all__ = ["confusion", "dissipation", "energy", "funnel", "novelty", "posterior", "reliability", "training"]
+__all__ = [
+    "attribution_cell",
+    "attribution_heatmap",
+    "attribution_ranking",
+    "confusion",
+    "dissipation",
+    "energy",
+    "funnel",
+    "novelty",
+    "posterior",
+    "reliability",
+    "training",
+]

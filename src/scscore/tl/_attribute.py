@@ -112,8 +112,8 @@ def attribute(
     - ``obs[f"{k}_evidence"]``: evidence of the cell, nats (float32);
     - ``layers[f"{k}_attribution"]`` with `per_cell`: nats, float32 ``(n_obs, n_vars)``;
     - ``uns[f"{k}_attribution"]``: ``classes``, ``n_cells``, ``baseline`` (mean evidence at the baseline, nats), ``completeness`` (largest difference
-      of the sum over genes from the evidence less its baseline, relative to the larger of one nat and the evidence), ``params`` (JSON),
-      ``model_hash``, ``version``.
+      of the sum over genes from the evidence less its baseline, relative to the larger of one nat and this; what missing genes and
+      covariates contribute is in it), ``params`` (JSON), ``model_hash``, ``version``.
 
     Raises
     ------
@@ -202,14 +202,11 @@ def attribute(
             above = x - space.expression(z.cpu().numpy().astype(np.float64) - displacement)
             above[:, ~space.loadings.any(1)] = 0
             parts = above * (gradient @ space.loadings.T)
-            elsewhere = ((displacement - above @ space.loadings) * gradient).sum(1)  # missing genes, covariates
-            worst = max(worst, float((abs(parts.sum(1) + elsewhere - change) / np.maximum(abs(change), 1)).max()))
+            worst = max(worst, float((abs(parts.sum(1) - change) / np.maximum(abs(change), 1)).max()))
             y = contrast.target.cpu().numpy()
             sums.add(y, parts, np.where(above > 0, parts, 0))
             evidence[rows] = found.evidence.mean(0).cpu().numpy()
-            at_baseline += np.bincount(
-                y, weights=found.baseline.mean(0).cpu().numpy() + elsewhere, minlength=len(classes)
-            )
+            at_baseline += np.bincount(y, weights=found.baseline.mean(0).cpu().numpy(), minlength=len(classes))
             if per_cell:
                 kept.append(parts.astype(np.float32) if per_cell is True else _largest(parts, int(per_cell)))
             bar.update(len(z))
