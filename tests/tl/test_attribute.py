@@ -19,8 +19,10 @@ import scscore as scs
 from scscore.core.denoiser import ResidualDenoiser
 from scscore.core.diffusion import ConditionalDiffusion
 from scscore.core.reference_fit import Whitening
+from scscore.core.trajectories import NoiseStream
 
 N_GENES, N_MARKERS = 300, 12
+METHODS = ("integrated_gradients", "dissipation")
 
 
 def planted(n: int, seed: int) -> tuple[AnnData, np.ndarray]:
@@ -59,10 +61,11 @@ def attributed(cells: AnnData, model: scs.ScoreModel, **options: Any) -> AnnData
     return found
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("reference", ["rest", "runner-up", "marginal", "b"])
-def test_genes_add_up_to_the_evidence(trained: tuple[AnnData, np.ndarray, scs.ScoreModel], reference: str):
+def test_genes_add_up_to_the_evidence(trained: tuple[AnnData, np.ndarray, scs.ScoreModel], reference: str, method: str):
     cells, _, model = trained
-    found = attributed(cells, model, reference=reference, target="a", per_cell=True)
+    found = attributed(cells, model, reference=reference, target="a", method=method, per_cell=True)
     stored = found.uns["scscore_attribution"]
     assert stored["completeness"] < 1e-4
     sums = found.layers["scscore_attribution"].sum(1, dtype=np.float64)
@@ -75,9 +78,10 @@ def test_genes_add_up_to_the_evidence(trained: tuple[AnnData, np.ndarray, scs.Sc
         np.testing.assert_allclose(found.obs["scscore_evidence"], ratio, atol=1e-2)
 
 
-def test_planted_genes_are_found(trained: tuple[AnnData, np.ndarray, scs.ScoreModel]):
+@pytest.mark.parametrize("method", METHODS)
+def test_planted_genes_are_found(trained: tuple[AnnData, np.ndarray, scs.ScoreModel], method: str):
     cells, drivers, model = trained
-    found = attributed(cells, model)
+    found = attributed(cells, model, method=method)
     for k in range(3):
         total, presence = found.varm["scscore_attribution"][:, k], found.varm["scscore_attribution_presence"][:, k]
         assert roc_auc_score(drivers[k], total) > 0.95
@@ -95,13 +99,25 @@ def test_absence_is_the_rest(trained: tuple[AnnData, np.ndarray, scs.ScoreModel]
     assert (presence[down] < 0.2 * total[down]).all()
 
 
+class Turned(torch.nn.Module):
+    """A residual in turned axes."""
+
+    def __init__(self, residual: torch.nn.Module, turn: torch.Tensor) -> None:
+        super().__init__()
+        self.residual, self.turn, self.shape = residual, turn.float(), {}
+
+    def forward(self, z: torch.Tensor, lam: torch.Tensor, classes: torch.Tensor | None = None) -> torch.Tensor:
+        return self.residual(z @ self.turn.T, lam, classes) @ self.turn
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("change", ["turn", "flip", "permute"])
-def test_the_latent_axes_do_not_matter(trained: tuple[AnnData, np.ndarray, scs.ScoreModel], change: str):
-    """The same model in other coordinates of the same space, without a residual (a network knows its axes)."""
+def test_the_latent_axes_do_not_matter(
+    trained: tuple[AnnData, np.ndarray, scs.ScoreModel], change: str, method: str, monkeypatch: pytest.MonkeyPatch
+):
+    """The same model, with the same noise, in other coordinates of the same space."""
     cells, _, model = trained
-    plain = copy.copy(model)
-    plain.diffusion = ConditionalDiffusion(model.diffusion.schedule, model.diffusion.reference)
-    d = plain.diffusion.n_features
+    d = model.diffusion.n_features
     turn = torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
     turn = {"turn": turn, "flip": -torch.eye(d), "permute": torch.eye(d)[torch.arange(d - 1, -1, -1)]}[change].double()
     reference = copy.deepcopy(model.diffusion.reference)
@@ -110,10 +126,15 @@ def test_the_latent_axes_do_not_matter(trained: tuple[AnnData, np.ndarray, scs.S
         assert torch.equal(reference.variances, torch.ones_like(reference.variances))
     else:
         reference.axes = turn.T @ reference.axes
-    turned = copy.copy(plain)
+    turned = copy.copy(model)
     turned.whitening = Whitening(model.whitening.center, model.whitening.matrix @ turn)
-    turned.diffusion = ConditionalDiffusion(model.diffusion.schedule, reference)
-    one, other = attributed(cells, plain), attributed(cells, turned)
+    residual = Turned(model.diffusion.denoiser, turn)
+    turned.diffusion = ConditionalDiffusion(model.diffusion.schedule, reference, residual)
+    monkeypatch.setattr(scs.ScoreModel, "hash", "not of interest")
+    one = attributed(cells, model, method=method)
+    plain = NoiseStream.normal
+    monkeypatch.setattr(NoiseStream, "normal", lambda *args, **kwargs: plain(*args, **kwargs) @ turn.float())
+    other = attributed(cells, turned, method=method)
     for slot in ("attribution", "attribution_presence", "attribution_se"):
         a, b = one.varm[f"scscore_{slot}"], other.varm[f"scscore_{slot}"]
         np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(a).max())
@@ -189,6 +210,7 @@ def test_missing_and_extra_genes(trained: tuple[AnnData, np.ndarray, scs.ScoreMo
         ({"target": "batch"}, ValueError, "no classes of the model"),
         ({"reference": "best"}, ValueError, "reference must be one of"),
         ({"target": "a", "reference": "a"}, ValueError, "same class"),
+        ({"method": "guess"}, ValueError, "method must be one of"),
         ({"n_paths": 3}, ValueError, "n_paths must be even"),
         ({"n_segments": 0}, ValueError, "n_segments"),
         ({"per_cell": 0}, ValueError, "per_cell"),

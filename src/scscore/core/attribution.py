@@ -11,14 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from scscore.core.diffusion import ConditionalDiffusion
-from scscore.core.dissipation import dissipation
-from scscore.core.trajectories import NoiseStream
+from scscore.core.dissipation import dissipation, dissipation_factors
+from scscore.core.trajectories import NoiseStream, noising_trajectory
 
 Evidence = Callable[[Tensor], Tensor]
 
@@ -77,6 +78,64 @@ class LatentAttribution:
     baseline: Tensor
     displacement: Tensor
     correction: Tensor
+
+
+def dissipation_parts(
+    model: ConditionalDiffusion,
+    z: Tensor,
+    contrast: Contrast,
+    loadings: Tensor,
+    dual: Tensor,
+    *,
+    noise: NoiseStream,
+    n_steps: int,
+    n_paths: int,
+    start: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""What the residual adds to the evidence, split along the trajectories of the likelihood.
+
+    Every increment is a product of a force :math:`u` (a covector) and a displacement :math:`v`, hence
+    :math:`u \cdot v = \sum_g (E u)_g (B v)_g` with loadings :math:`E` and dual :math:`B`. The classes are weighted by the gradient of the evidence with
+    respect to their log-likelihoods.
+
+    Parameters
+    ----------
+    model, z, contrast, noise, n_steps, n_paths, start
+        As in :func:`attribute`.
+    loadings, dual
+        ``(n_genes, n_features)``, the product of the transposed first and the second is the identity.
+
+    Returns
+    -------
+    Nats of every gene, float32 ``(n, n_genes)``; what they should add up to, from the products of the whole vectors, ``(n,)``; and the
+    evidence of the cells, ``(n,)``.
+    """
+    parts = torch.zeros(len(z), len(loadings), dtype=torch.float32, device=z.device)
+    if model.denoiser is None:
+        return parts, parts.sum(1), contrast.evidence(model.reference.log_prob(z))
+    rows, levels = start + np.arange(len(z)), model.schedule.levels(n_steps).to(z.device)
+    trajectories = []
+    for pair in range(n_paths // 2):
+        draws = [noise.normal(rows, model.n_features, pair=pair, step=step).to(z) for step in range(n_steps + 1)]
+        mirrored = [torch.stack([draw, -draw]) for draw in draws]
+        points = list(noising_trajectory(z, levels, mirrored.__getitem__))
+        jumps = zip(pairwise(points), pairwise(levels), strict=True)
+        trajectories.append(
+            [dissipation_factors(model, one, following, lam, lam_next) for (one, following), (lam, lam_next) in jumps]
+        )
+    gain = [[torch.linalg.vecdot(force, step) for force, step in path] for path in trajectories]
+    work = torch.stack([torch.stack(path).sum(0).mean(0) for path in gain]).mean(0)
+    found = model.reference.log_prob(z) + work
+    weights = torch.nn.functional.one_hot(contrast.target, model.n_classes) - torch.softmax(
+        found + contrast.log_weights, -1
+    )
+    e, b = loadings.to(z).T, dual.to(z).T
+    for path in trajectories:
+        for force, step in path:
+            for k in range(model.n_classes):
+                both = (force[..., k, :] @ e) * (step[..., k, :] @ b)
+                parts += weights[:, k, None].to(z) * both.mean(0)
+    return parts / len(trajectories), (weights * work).sum(-1), contrast.evidence(found)
 
 
 def frozen_evidence(

@@ -42,12 +42,28 @@ def dissipation_increment(
     -------
     Nats, shape ``(..., n_classes)``.
     """
+    return torch.linalg.vecdot(*dissipation_factors(model, z, z_next, lam, lam_next, classes))
+
+
+def dissipation_factors(
+    model: ConditionalDiffusion,
+    z: Tensor,
+    z_next: Tensor,
+    lam: Tensor,
+    lam_next: Tensor,
+    classes: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The two vectors ``(..., n_classes, n_features)`` whose product is the increment: a force and a displacement.
+
+    The force, the residual noise prediction, is a covector of the space, like every score; the displacement is a vector. Arguments as in
+    :func:`dissipation_increment`.
+    """
     jump = Jump.between(lam, lam_next)
     eps, residual = model.eps_and_residual(z_next, lam_next, classes)
-    base = z - jump.from_noisy.to(z.dtype) * z_next
-    gain = jump.from_eps.to(z.dtype)
-    work = (residual * (base[..., None, :] - gain[..., None] * (eps + 0.5 * residual))).sum(-1)
-    return work * (jump.from_eps / jump.variance).to(z.dtype)
+    weight = (jump.from_eps / jump.variance).to(z.dtype)
+    base = weight * (z - jump.from_noisy.to(z.dtype) * z_next)
+    gain = weight * jump.from_eps.to(z.dtype)
+    return residual, base[..., None, :] - gain[..., None] * (eps + 0.5 * residual)
 
 
 def dissipation(

@@ -1,0 +1,332 @@
+"""Attributions: planted driver genes, known markers, faithfulness by deletion, stability between seeds, cost."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import scanpy as sc
+import scipy.sparse as sp
+import torch
+from _tasks import load_task
+from accuracy import limit_threads
+from anndata import AnnData
+from captum.attr import IntegratedGradients
+from scipy.special import log_softmax
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+import scscore as scs
+from scscore.core.likelihood import log_likelihood
+from scscore.core.trajectories import NoiseStream
+from scscore.io.gene_space import expression_chunks, gene_space
+
+Tables = dict[str, pd.DataFrame]
+METHODS = ("integrated_gradients", "dissipation")
+
+MARKERS: dict[str, dict[str, list[str]]] = {
+    "pbmc3k": {
+        "B": ["MS4A1", "CD79A", "CD79B"],
+        "NK": ["GNLY", "NKG7", "GZMB"],
+        "CD14+ Mono": ["LYZ", "S100A8", "S100A9", "CD14"],
+        "FCGR3A+ Mono": ["FCGR3A", "MS4A7"],
+        "CD8 T": ["CD8A", "CD8B", "CCL5", "GZMK"],
+        "DC": ["FCER1A", "CST3"],
+        "Platelet": ["PPBP", "PF4"],
+        "Naive CD4 T": ["CCR7"],
+    },
+    "paul15": {
+        "1Ery": ["Hba-a2", "Car2"],
+        "2Ery": ["Hba-a2", "Car2"],
+        "3Ery": ["Hba-a2", "Car2"],
+        "4Ery": ["Car2"],
+        "8Mk": ["Pf4"],
+        "9GMP": ["Mpo"],
+        "10GMP": ["Mpo", "Elane"],
+        "12Baso": ["Prss34"],
+        "13Baso": ["Prss34"],
+        "14Mo": ["Mpo"],
+        "16Neu": ["Elane"],
+    },
+}
+"""Canonical markers, written down before looking at any attribution."""
+
+
+def mlp(x: np.ndarray, y: np.ndarray, n_classes: int, *, seed: int) -> torch.nn.Module:
+    """A plain network on genes, for captum: one hidden layer, early stopping on a tenth of the cells."""
+    torch.manual_seed(seed)
+    net = torch.nn.Sequential(torch.nn.Linear(x.shape[1], 128), torch.nn.ReLU(), torch.nn.Linear(128, n_classes))
+    optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=1e-2)
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(y)))
+    held, fit = order[: len(y) // 10], order[len(y) // 10 :]
+    data, target = torch.from_numpy(x), torch.from_numpy(y)
+    best, weights, wait = np.inf, None, 0
+    while wait < 10:
+        for rows in fit[torch.randperm(len(fit))].split(128):
+            optimiser.zero_grad()
+            torch.nn.functional.cross_entropy(net(data[rows]), target[rows]).backward()
+            optimiser.step()
+        loss = float(torch.nn.functional.cross_entropy(net(data[held]), target[held]))
+        best, weights, wait = (
+            (loss, {k: v.clone() for k, v in net.state_dict().items()}, 0) if loss < best else (best, weights, wait + 1)
+        )
+    net.load_state_dict(weights)
+    return net.eval()
+
+
+def log1p(adata: AnnData) -> np.ndarray:
+    """Log expression of all genes, 10,000 counts per cell, dense float32."""
+    x = sp.csr_matrix(adata.X, dtype=np.float32)
+    total = np.maximum(np.asarray(x.sum(1)).ravel(), 1)
+    return np.log1p((sp.diags((1e4 / total).astype(np.float32)) @ x).toarray())
+
+
+def planted(
+    n: int, seed: int, *, n_genes: int = 2000, n_classes: int = 6, n_drivers: int = 30
+) -> tuple[AnnData, np.ndarray]:
+    """Negative binomial counts, nine of ten zero, whose classes differ in 30 driver genes each by factors 1.5 to 5."""
+    fixed, rng = np.random.default_rng(1), np.random.default_rng([2, seed])
+    rates = fixed.gamma(0.35, 1.0, n_genes) * np.ones((n_classes, 1))
+    drivers = np.zeros((n_classes, n_genes), dtype=bool)
+    candidates = np.flatnonzero(rates[0] > np.quantile(rates[0], 0.4))
+    for k, genes in enumerate(fixed.permutation(candidates)[: n_classes * n_drivers].reshape(n_classes, -1)):
+        drivers[k, genes] = True
+        rates[k, genes] *= fixed.uniform(1.5, 5, n_drivers)
+    y = rng.integers(n_classes, size=n)
+    depth = rng.lognormal(0, 0.4, (n, 1))
+    counts = rng.poisson(rates[y] * depth * rng.gamma(2, 0.5, (n, n_genes)))
+    obs = pd.DataFrame({"type": pd.Categorical([f"type {k}" for k in y])}, index=[f"c{i}" for i in range(n)])
+    return AnnData(
+        sp.csr_matrix(counts.astype(np.float32)), obs=obs, var=pd.DataFrame(index=[f"g{j}" for j in range(n_genes)])
+    ), drivers
+
+
+def run_planted(data: str | None, seed: int) -> Tables:
+    """Recovery of driver genes: AUROC over genes, mean over classes."""
+    train, drivers = planted(2000, seed)
+    test, _ = planted(1000, seed + 100)
+    model = scs.tl.fit(train, "type", rng=seed, progress=False)
+    y_train, y = (np.searchsorted(model.classes, a.obs["type"].astype(str)) for a in (train, test))
+    scores: dict[str, np.ndarray] = {}
+    for method in METHODS:
+        scs.tl.attribute(test, model, target="type", method=method, rng=seed, progress=False)
+        scores[f"scscore {method}"] = test.varm["scscore_attribution"].T
+        scores[f"scscore {method}, presence"] = test.varm["scscore_attribution_presence"].T
+    x_train, x = log1p(train), log1p(test)
+    scores["LR coefficients"] = LogisticRegression(C=0.01, max_iter=1000).fit(x_train, y_train).coef_
+    net = mlp(x_train, y_train, len(model.classes), seed=seed)
+    inputs = torch.from_numpy(x)
+    peers: dict[str, Callable[[Tensor, int], Tensor]] = {
+        "MLP gradient x input": lambda part, k: part * torch.autograd.grad(net(part)[:, k].sum(), part)[0],
+        "MLP captum integrated gradients": lambda part, k: IntegratedGradients(net).attribute(
+            part, target=k, n_steps=20
+        ),
+    }
+    for name, of in peers.items():
+        found = [
+            of(inputs[y == k].clone().requires_grad_(), k).detach().mean(0).numpy() for k in range(len(model.classes))
+        ]
+        scores[name] = np.stack(found)
+    rows = [
+        {"method": name, "auroc": np.mean([roc_auc_score(drivers[k], value[k]) for k in range(len(drivers))])}
+        | {
+            "drivers among the top 30": np.mean(
+                [drivers[k][np.argsort(-value[k])[:30]].mean() for k in range(len(drivers))]
+            )
+        }
+        for name, value in scores.items()
+    ]
+    share = float((train.X.toarray() == 0).mean())
+    print(f"zeros {share:.2f}, accuracy of scscore {model.params['validation_accuracy']:.3f}")
+    return {"planted": pd.DataFrame(rows)}
+
+
+def run_markers(data: str | None, seed: int) -> Tables:
+    """Canonical markers among the 20 highest genes per class."""
+    rows = []
+    for name, markers in MARKERS.items():
+        task = load_task(name, data)
+        train, test = task.cells(task.train), task.cells(task.test)
+        model = scs.tl.fit(train, task.condition, rng=seed, progress=False)
+        rankings: dict[str, np.ndarray] = {}
+        for method in METHODS:
+            for reference in ("rest", "runner-up"):
+                scs.tl.attribute(test, model, reference=reference, method=method, rng=seed, progress=False)
+                rankings[f"{method}, {reference}"] = np.nan_to_num(test.varm["scscore_attribution_presence"].T)
+        x = log1p(train)
+        y = np.searchsorted(model.classes, train.obs[task.condition].astype(str))
+        rankings["LR coefficients (genes)"] = (
+            LogisticRegression(C=0.1, max_iter=300).fit(x / np.maximum(x.std(0), 1e-3), y).coef_
+        )
+        groups = AnnData(x, obs=train.obs[[task.condition]].copy(), var=train.var[[]].copy())
+        sc.tl.rank_genes_groups(groups, task.condition, method="wilcoxon", use_raw=False)
+        names = groups.uns["rank_genes_groups"]["names"]
+        for method, ranking in rankings.items():
+            for label, wanted in markers.items():
+                k = model.classes.tolist().index(label)
+                top = set(test.var_names[np.argsort(-ranking[k])[:20]])
+                rows.append(
+                    {"task": name, "method": method, "class": label, "found": len(top & set(wanted)), "of": len(wanted)}
+                )
+        for label, wanted in markers.items():
+            found = len(set(names[label][:20]) & set(wanted))
+            rows.append(
+                {
+                    "task": name,
+                    "method": "rank_genes_groups, wilcoxon",
+                    "class": label,
+                    "found": found,
+                    "of": len(wanted),
+                }
+            )
+    table = pd.DataFrame(rows)
+    recall = table.groupby(["task", "method"], sort=False)[["found", "of"]].sum()
+    recall["recall"] = recall["found"] / recall["of"]
+    print(recall.round(3).to_string())
+    best = table[table["method"] == "integrated_gradients, rest"]
+    print(
+        "missed by integrated_gradients, rest:",
+        best[best["found"] < best["of"]][["task", "class", "found", "of"]].to_string(index=False),
+    )
+    return {"markers": table}
+
+
+def run_faithfulness(data: str | None, seed: int) -> Tables:
+    """Genes are set to the baseline between class and runner-up, the highest first: how far do log-ratio and posterior fall?"""
+    rows = []
+    for name in ("pbmc3k", "pbmc_zheng_sorted", "paul15", "mca_bladder"):
+        rows += faithfulness_of(name, data, seed)
+        print(pd.DataFrame([row for row in rows if row["task"] == name]).round(3).to_string(index=False), flush=True)
+    return {"faithfulness": pd.DataFrame(rows)}
+
+
+def faithfulness_of(name: str, data: str | None, seed: int) -> list[dict[str, object]]:
+    """Rows of one task, one per way to rank the genes."""
+    rows: list[dict[str, object]] = []
+    task = load_task(name, data)
+    train, test = task.cells(task.train), task.cells(task.test)
+    test = test[:200].copy()
+    model = scs.tl.fit(train, task.condition, rng=seed, progress=False)
+    scs.tl.classify(test, model, progress=False, rng=seed)
+    posterior = test.obsm["scscore_posterior"]
+    order = np.argsort(-posterior, axis=1)
+    target, other, cells = order[:, 0], order[:, 1], np.arange(len(test))
+    encoder, whitening = model.representation, model.whitening
+    space = gene_space(encoder, test, center=whitening.center.numpy(), matrix=whitening.matrix.numpy())
+    ((_, x),) = expression_chunks(encoder, test, layer=None, size=len(test))
+    z, means = model.encode(test).numpy().astype(np.float64), model.diffusion.reference.class_means.numpy()
+    above = x - space.expression(0.5 * (means[target] + means[other]))
+    above[:, ~space.loadings.any(1)] = 0
+
+    def likelihoods(points: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return log_likelihood(
+                model.diffusion, torch.from_numpy(points).float(), noise=NoiseStream(seed), n_steps=4, n_paths=8
+            ).mean.numpy()
+
+    def evidence(inputs: Tensor) -> Tensor:
+        """Of the closed-form reference alone, which captum can differentiate, on log expression."""
+        latent = torch.from_numpy(space.origin) + (inputs.double() - torch.from_numpy(space.mean)) @ torch.from_numpy(
+            space.loadings
+        )
+        found = model.diffusion.reference.log_prob(latent)
+        chosen = len(found) // len(cells)
+        return (
+            found.gather(1, torch.from_numpy(target).repeat(chosen)[:, None])[:, 0]
+            - found.gather(1, torch.from_numpy(other).repeat(chosen)[:, None])[:, 0]
+        )
+
+    scores: dict[str, np.ndarray] = {"random": np.random.default_rng(seed).normal(size=x.shape)}
+    for method in METHODS:
+        scs.tl.attribute(test, model, reference="runner-up", method=method, per_cell=True, rng=seed, progress=False)
+        scores[method] = test.layers["scscore_attribution"]
+    inputs = torch.from_numpy(np.ascontiguousarray(x)).requires_grad_()
+    scores["gradient x input"] = (inputs * torch.autograd.grad(evidence(inputs).sum(), inputs)[0]).detach().numpy()
+    captum = IntegratedGradients(evidence).attribute(
+        torch.from_numpy(x), n_steps=16, internal_batch_size=len(cells) * 2
+    )
+    scores["captum integrated gradients, baseline zero"] = captum.numpy()
+    start = likelihoods(z)
+    weights = model.calibration.log_weights(model.log_prior())
+    for method, score in scores.items():
+        ranked, row = np.argsort(-score, axis=1), {"task": name, "method": method}
+        drops, falls = [], []
+        for k in (5, 10, 20, 50, 100):
+            gone = np.zeros_like(above)
+            np.put_along_axis(gone, ranked[:, :k], np.take_along_axis(above, ranked[:, :k], axis=1), axis=1)
+            now = likelihoods(z - gone @ space.loadings)
+            drop = (start[cells, target] - start[cells, other]) - (now[cells, target] - now[cells, other])
+            tempered = np.exp(log_softmax(model.calibration.temperature * now + weights, axis=1))
+            drops.append(drop.mean())
+            falls.append((posterior[cells, target] - tempered[cells, target]).mean())
+            row |= {f"nats, top {k}": drops[-1]}
+        rows.append(row | {"mean fall of the posterior": np.mean(falls)})
+    return rows
+
+
+def run_stability(data: str | None, seed: int) -> Tables:
+    """Overlap of the top 20 genes per class between seeds of fit and noise, and the cost on 10,000 cells x 2,000 genes."""
+    rows = []
+    task = load_task("pbmc3k", data)
+    train, test = task.cells(task.train), task.cells(task.test)
+    tops = []
+    for s in range(3):
+        model = scs.tl.fit(train, task.condition, rng=s, progress=False)
+        scs.tl.attribute(test, model, target=task.condition, rng=s, progress=False)
+        tops.append(np.argsort(-np.nan_to_num(test.varm["scscore_attribution_presence"]), axis=0)[:20])
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        overlap = [len(set(tops[a][:, k]) & set(tops[b][:, k])) / 20 for k in range(len(model.classes))]
+        rows.append(
+            {"what": f"top-20 overlap, seeds {a} and {b}", "value": np.mean(overlap), "lowest class": np.min(overlap)}
+        )
+    train, _ = planted(1500, seed, n_classes=10, n_drivers=20)
+    many, _ = planted(10_000, seed + 1, n_classes=10, n_drivers=20)
+    model = scs.tl.fit(train, "type", rng=seed, progress=False)
+    start = time.perf_counter()
+    scs.tl.attribute(many, model, progress=False)
+    rows.append({"what": "seconds, 10,000 cells x 2,000 genes x 10 classes", "value": time.perf_counter() - start})
+    return {"stability": pd.DataFrame(rows)}
+
+
+PARTS: dict[str, Callable[[str | None, int], Tables]] = {
+    "planted": run_planted,
+    "markers": run_markers,
+    "faithfulness": run_faithfulness,
+    "stability": run_stability,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--data", help="data folder; default $SCSCORE_DATA, else ../shared/data beside the repository")
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results", help="folder")
+    options = parser.parse_args(arguments)
+    import scscore.tl  # noqa: F401  # before the thread limits
+
+    logging.getLogger("scscore").setLevel("WARNING")
+    warnings.filterwarnings("ignore")
+    limit_threads(1)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for part in options.parts:
+        start = time.perf_counter()
+        print(f"\n### {part}\n", flush=True)
+        for name, table in PARTS[part](options.data, options.seed).items():
+            table.to_csv(options.out / f"attribution_{name}.csv", index=False, float_format="%.5g")
+            if len(table) <= 30:
+                print(table.round(3).to_string(index=False), flush=True)
+        print(f"\n{part}: {time.perf_counter() - start:.0f} s", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
