@@ -34,6 +34,7 @@ def attribution(adata: AnnData, *, key: str = "scscore") -> AnnData:
     - ``layers["presence"]``, ``layers["absence"]``: the parts from expression above and below the baseline, whose sum is ``X``;
     - ``obs``: the class under the name of the condition, ``n_cells``, and ``baseline``, the mean evidence at the baseline, nats;
     - ``var``: that of `adata`;
+    - ``uns["params"]``: the parameters of the call, JSON;
     - ``uns[f"{condition}_colors"]``: colours of the classes, where `adata` has them for the condition or for ``f"{key}_label"``.
 
     Reads ``varm[f"{key}_attribution"]``, ``varm[f"{key}_attribution_se"]``, ``varm[f"{key}_attribution_presence"]`` and
@@ -90,6 +91,7 @@ def attribution(adata: AnnData, *, key: str = "scscore") -> AnnData:
         obs=obs,
         var=adata.var.copy(),
         layers={"se": values(keys.attribution_se), "presence": presence, "absence": mean - presence},
+        uns={"params": str(stored["params"])},
     )
     colors = _colors(adata, (condition, keys.label), kept)
     if colors is not None:
