@@ -24,6 +24,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 import scscore as scs
+from scscore.core.attribution import Contrast
 from scscore.core.likelihood import log_likelihood
 from scscore.core.trajectories import NoiseStream
 from scscore.io.gene_space import expression_chunks, gene_space
@@ -221,8 +222,10 @@ def faithfulness_of(name: str, data: str | None, seed: int) -> list[dict[str, ob
     encoder, whitening = model.representation, model.whitening
     space = gene_space(encoder, test, center=whitening.center.numpy(), matrix=whitening.matrix.numpy())
     ((_, x),) = expression_chunks(encoder, test, layer=None, size=len(test))
-    z, means = model.encode(test).numpy().astype(np.float64), model.diffusion.reference.class_means.numpy()
-    above = x - space.expression(0.5 * (means[target] + means[other]))
+    z, reference = model.encode(test).numpy().astype(np.float64), model.diffusion.reference
+    versus = torch.nn.functional.one_hot(torch.from_numpy(other), len(model.classes)).double().log()
+    baseline = Contrast(torch.from_numpy(target), versus).baseline(reference).numpy()
+    above = x - space.expression(baseline)
     above[:, ~space.loadings.any(1)] = 0
 
     def likelihoods(points: np.ndarray) -> np.ndarray:
@@ -236,7 +239,7 @@ def faithfulness_of(name: str, data: str | None, seed: int) -> list[dict[str, ob
         latent = torch.from_numpy(space.origin) + (inputs.double() - torch.from_numpy(space.mean)) @ torch.from_numpy(
             space.loadings
         )
-        found = model.diffusion.reference.log_prob(latent)
+        found = reference.log_prob(latent)
         chosen = len(found) // len(cells)
         return (
             found.gather(1, torch.from_numpy(target).repeat(chosen)[:, None])[:, 0]

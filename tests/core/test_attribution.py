@@ -57,6 +57,31 @@ def test_completeness(mixture: MixtureDiffusion, n_segments: int, against: dict[
     np.testing.assert_allclose(total, found.evidence - found.baseline, rtol=1e-10, atol=1e-8)
 
 
+@pytest.mark.parametrize("against", [{1: 1.0}, {1: 0.7, 2: 0.3}])
+def test_the_baseline_favours_neither_side(against: dict[int, float]):
+    """On the line between the means, unequal covariances and weights: the evidence is zero there."""
+    generator = torch.Generator().manual_seed(4)
+    means = 3 * torch.randn(3, 4, generator=generator, dtype=torch.float64)
+    variances = 0.3 + 2 * torch.rand(3, 4, generator=generator, dtype=torch.float64)
+    reference = GaussianReference(means, torch.eye(3), variances)
+    versus = contrast(5, 0, against)
+    baseline = versus.baseline(reference)
+    np.testing.assert_allclose(versus.evidence(reference.log_prob(baseline)), 0, atol=1e-3)
+    others = sum(w * means[k] for k, w in against.items())
+    along = (baseline[0] - others) @ (means[0] - others) / (means[0] - others).square().sum()
+    assert 0 < along < 1
+    np.testing.assert_allclose(baseline[0], others + along * (means[0] - others))
+
+
+def test_the_baseline_of_a_class_that_is_always_favoured_is_the_lowest_point():
+    """A diffuse class far out, against one that contains its mean only as an outlier."""
+    means = torch.tensor([[0.0], [0.0]], dtype=torch.float64)
+    reference = GaussianReference(means, torch.eye(2), torch.tensor([[0.1], [10.0]], dtype=torch.float64))
+    versus = contrast(2, 0, {1: 1.0}, 2)
+    np.testing.assert_allclose(versus.baseline(reference), 0)
+    assert (versus.evidence(reference.log_prob(versus.baseline(reference))) > 0).all()
+
+
 def test_evidence_is_the_log_ratio_of_the_likelihoods(mixture: MixtureDiffusion):
     z = points(30)
     found = attribute(mixture, z, contrast(30, 1, {0: 0.6, 2: 0.4}), **EFFORT)
@@ -89,7 +114,7 @@ def test_more_segments_converge_to_the_integral(mixture: MixtureDiffusion):
 def test_the_correction_is_what_midpoints_miss(mixture: MixtureDiffusion):
     z, versus = points(10), contrast(10, 0, {1: 1.0})
     evidence = frozen_evidence(mixture, versus, noise=NoiseStream(0), start=0, pair=0, n_steps=4)
-    baseline = versus.baseline(mixture.reference.class_means)
+    baseline = versus.baseline(mixture.reference)
     mean, value, at_baseline, correction = integrated_gradients(evidence, z, baseline, n_segments=4)
     step = (z.double() - baseline) / 4
     midpoints = torch.zeros(10, dtype=torch.float64)

@@ -1,7 +1,7 @@
 r"""Attribution: how the evidence for one class against others splits into features, exactly.
 
 The evidence is :math:`f(z) = \log p(z \mid c) - \log\sum_{c'} \pi_{c'}\, p(z \mid c')`, with the noise of the estimator held fixed. Along the
-straight line from a baseline :math:`z_0` half way between the classes to the cell it is :math:`f(z_0) + \int \nabla f \cdot dz`; for a linear
+straight line from a baseline :math:`z_0` between the classes, where neither is favoured, to the cell it is :math:`f(z_0) + \int \nabla f \cdot dz`; for a linear
 encoder :math:`z = E^\top (x - m)` this is a sum over genes, :math:`\sum_g (x - x_0)_g\,[E \int_0^1 \nabla f\,dt]_g`, that no rotation of the latent
 space changes (derivation page, *Attribution*).
 """
@@ -19,9 +19,11 @@ from torch import Tensor
 
 from scscore.core.diffusion import ConditionalDiffusion
 from scscore.core.dissipation import dissipation, dissipation_factors
+from scscore.core.reference import GaussianReference
 from scscore.core.trajectories import NoiseStream, noising_trajectory
 
 Evidence = Callable[[Tensor], Tensor]
+_GRID, _BISECTIONS = 16, 20
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,34 @@ class Contrast:
         own = log_likelihood.gather(-1, self.target.expand(log_likelihood.shape[:-1])[..., None])[..., 0]
         return own - (log_likelihood + self.log_weights).logsumexp(-1)
 
-    def baseline(self, class_means: Tensor) -> Tensor:
-        """Half way between the mean of the target and the mean of the others, ``(n, n_features)``."""
-        others = self.log_weights.exp().to(class_means) @ class_means
-        return 0.5 * (class_means[self.target] + others)
+    @torch.no_grad()
+    def baseline(self, reference: GaussianReference) -> Tensor:
+        """Where neither side is favoured, on the line between their means, ``(n, n_features)``.
+
+        The last point before the mean of the target at which the evidence of the closed-form reference is zero; where it never is, the
+        point of the lowest one.
+        """
+        both = torch.cat([self.target[:, None].to(self.log_weights), self.log_weights.exp()], dim=1)
+        unique, inverse = both.unique(dim=0, return_inverse=True)
+        one = Contrast(unique[:, 0].long(), unique[:, 1:].log())
+        means = reference.class_means
+        start, end = unique[:, 1:] @ means, means[one.target]
+
+        def evidence(t: Tensor) -> Tensor:
+            return one.evidence(reference.log_prob(start + t[..., None] * (end - start)))
+
+        grid = torch.linspace(0, 1, _GRID + 1, dtype=torch.float64, device=means.device)
+        values = torch.stack([evidence(t.expand(len(unique))) for t in grid])
+        last = (values < 0).to(torch.float64) * torch.arange(_GRID + 1, device=means.device)[:, None]
+        low = last.amax(0).long().clamp_max(_GRID - 1)
+        below, above = grid[low], grid[low + 1]
+        for _ in range(_BISECTIONS):
+            middle = 0.5 * (below + above)
+            negative = evidence(middle) < 0
+            below, above = torch.where(negative, middle, below), torch.where(negative, above, middle)
+        crosses = (values < 0).any(0)
+        t = torch.where(crosses, 0.5 * (below + above), grid[values.argmin(0)])
+        return (start + t[:, None] * (end - start))[inverse]
 
     def rows(self, rows: slice) -> Contrast:
         """The contrasts of some cells."""
@@ -213,7 +239,7 @@ def attribute(
     n_segments
         Parts of the line between baseline and cell.
     """
-    baseline = contrast.baseline(model.reference.class_means)
+    baseline = contrast.baseline(model.reference)
     n_draws = 1 if model.denoiser is None else n_paths // 2
     parts = []
     for pair in range(n_draws):

@@ -61,13 +61,13 @@ def attribute(
 ) -> AnnData | None:
     r"""Split the evidence for a class into genes.
 
-    The evidence of a cell is :math:`\log p(x \mid c) - \log p(x \mid \text{reference})`, in nats. It is integrated from a baseline half way
-    between class and reference to the cell, with the noise of the estimator held fixed, and every gene gets its part of the
+    The evidence of a cell is :math:`\log p(x \mid c) - \log p(x \mid \text{reference})`, in nats. It is integrated from a baseline between
+    class and reference, where neither is favoured, to the cell, with the noise of the estimator held fixed, and every gene gets its part of the
     integral: (expression less that of the baseline) times (mean gradient). The parts add up to the evidence, up to
     what it is at the baseline, and do not change when the latent axes are rotated, flipped or reordered.
 
-    A part from expression above the baseline is evidence by *presence*, one from below by *absence*: a T cell is recognised
-    mostly by what it lacks.
+    A part from expression above the baseline is evidence by *presence*, one from below by *absence*: many a T cell is recognised by
+    what it lacks.
 
     Parameters
     ----------
