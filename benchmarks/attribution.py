@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+
+os.environ["NUMBA_NUM_THREADS"] = "1"  # before scanpy starts threads of its own
 
 import numpy as np
 import pandas as pd

@@ -24,6 +24,8 @@ def test_the_contract():
         "attribution": "k_attribution",
         "attribution_se": "k_attribution_se",
         "attribution_presence": "k_attribution_presence",
+        "target": "k_target",
+        "evidence_baseline": "k_evidence_baseline",
         "evidence": "k_evidence",
         "energy": "k_energy",
         "energy_se": "k_energy_se",

@@ -46,6 +46,8 @@ def _attributed(n_classes: int, n_genes: int | None = None) -> AnnData:
     adata.varm["scscore_attribution_presence"] = (mean * rng.uniform(0.2, 1.5, size=mean.shape)).astype(np.float32)
     baseline = rng.normal(size=n_classes)
     adata.obs["scscore_evidence"] = (parts.sum(1) + np.repeat(baseline, 2)).astype(np.float32)
+    adata.obs["scscore_evidence_baseline"] = np.repeat(baseline, 2).astype(np.float32)
+    adata.obs["scscore_target"] = pd.Categorical(labels, categories=classes)
     adata.layers["scscore_attribution"] = parts
     adata.uns["scscore_attribution"] = {
         "classes": np.array(classes, dtype=object),
@@ -363,28 +365,19 @@ def test_cell_with_the_largest_genes_only(attributed, form):
     adata.layers["scscore_attribution"] = form(kept)
     steps = _steps(scs.pl.attribution_cell(adata, "cell_3", n_genes=3, show=False))
     order, evidence = np.argsort(-abs(parts[3]))[:3], float(adata.obs["scscore_evidence"].iloc[3])
-    assert list(steps) == [*adata.var_names[order], "baseline, other genes", "evidence"]
-    assert steps[adata.var_names[order[0]]][0] == 0
-    np.testing.assert_allclose(steps["baseline, other genes"][1], evidence - parts[3, order].sum(), atol=1e-5)
+    others, baseline = f"{adata.n_vars - 3} other genes", adata.uns["scscore_attribution"]["baseline"][1]
+    assert list(steps) == ["baseline", *adata.var_names[order], others, "evidence"]
+    np.testing.assert_allclose(steps[adata.var_names[order[0]]][0], baseline, atol=1e-5)
+    np.testing.assert_allclose(steps[others][1], evidence - baseline - parts[3, order].sum(), atol=1e-5)
 
 
-def test_cell_names_its_target(attributed):
+def test_cell_names_its_target_and_reference(attributed):
     adata = attributed(3)
-
-    def title(target: str | None) -> str:
-        params = {"condition": "type", "reference": "runner-up", "target": target}
-        adata.uns["scscore_attribution"]["params"] = json.dumps(params)
-        return scs.pl.attribution_cell(adata, "cell_3", show=False).get_title().splitlines()[1]
-
-    assert title("Class 0 of cells").startswith("Class 0 of cells against the runner-up")
-    assert title("type").startswith("Class 1 of cells")
-    assert title(None).startswith("most probable class")
-    posterior = np.eye(3, dtype=np.float32)[[0, 0, 1, 2, 1, 2]]
-    adata.obsm["scscore_posterior"] = posterior
-    adata.uns["scscore"] = {"classes": adata.uns["scscore_attribution"]["classes"]}
-    assert title(None).startswith("Class 2 of cells")
-    adata.obsm["scscore_posterior"] = posterior[[0, 0, 0, 1, 1, 2]]  # other numbers of cells: another classification
-    assert title(None).startswith("most probable class")
+    adata.obs["scscore_target"] = adata.obs["scscore_target"].to_numpy()[::-1]
+    params = {"condition": "type", "reference": "runner-up", "target": None}
+    adata.uns["scscore_attribution"]["params"] = json.dumps(params)
+    title = scs.pl.attribution_cell(adata, "cell_5", show=False).get_title().splitlines()[1]
+    assert title.startswith("Class 0 of cells against the runner-up")
 
 
 def test_cell_errors(attributed):

@@ -70,6 +70,8 @@ def test_genes_add_up_to_the_evidence(trained: tuple[AnnData, np.ndarray, scs.Sc
     assert stored["completeness"] < 1e-4
     sums = found.layers["scscore_attribution"].sum(1, dtype=np.float64)
     base = found.obs["scscore_evidence"] - sums
+    np.testing.assert_allclose(found.obs["scscore_evidence_baseline"], base, atol=2e-3)
+    assert (found.obs["scscore_target"] == "a").all()
     np.testing.assert_allclose(base.mean(), stored["baseline"][0], atol=1e-3)
     np.testing.assert_allclose(found.varm["scscore_attribution"][:, 0].sum(), sums.mean(), rtol=1e-4)
     if reference == "b":

@@ -81,6 +81,16 @@ class Keys:
         return f"{self.key_added}_attribution_presence"
 
     @property
+    def target(self) -> str:
+        """``obs``: class for which the evidence is, categorical."""
+        return f"{self.key_added}_target"
+
+    @property
+    def evidence_baseline(self) -> str:
+        """``obs``: evidence at the baseline of the attribution, nats."""
+        return f"{self.key_added}_evidence_baseline"
+
+    @property
     def evidence(self) -> str:
         """``obs``: evidence for the target against the reference, nats."""
         return f"{self.key_added}_evidence"

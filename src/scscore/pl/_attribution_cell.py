@@ -10,7 +10,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from scscore import get
-from scscore.io.energies import number_column, stored_params
+from scscore.io.energies import number_column
 from scscore.io.keys import Keys
 from scscore.pl import _base
 from scscore.pl._attribution_heatmap import against, positive_count
@@ -37,8 +37,7 @@ def attribution_cell(
 
     From top to bottom: the evidence at the baseline, the genes with the largest parts, red for the class and blue against it, each
     starting where the one before ended, then all other genes together, and the evidence of the cell. What genes contribute that the
-    model knows and the data lack is in the bar of the baseline. If only the largest genes of every cell were kept (`per_cell` was a
-    number), the baseline of the single cell is not known; it is then part of the bar of the other genes, and the way starts at zero.
+    model knows and the data lack is among the other genes.
 
     Parameters
     ----------
@@ -85,28 +84,22 @@ def attribution_cell(
     if len(positions) == 0:
         raise KeyError(f"cell={cell!r} is not in adata.obs_names, e.g. {adata.obs_names[:3].tolist()}.")
     row, dense = _row(adata.layers[keys.attribution], int(positions[0]))
-    values = number_column(
-        adata, keys.evidence, missing=f"adata.obs[{keys.evidence!r}] is missing: run scscore.tl.attribute again."
+    missing = "run scscore.tl.attribute again."
+    evidence, start = (
+        float(number_column(adata, name, missing=f"adata.obs[{name!r}] is missing: {missing}")[positions[0]])
+        for name in (keys.evidence, keys.evidence_baseline)
     )
-    evidence, start = float(values[positions[0]]), 0.0
     order = np.argsort(-abs(row), kind="stable")
     order = order[row[order] != 0]
-    top, others = order[:n_genes], order[n_genes:]
-    if dense:
-        start = evidence - float(row.sum())
-        labels, rest = ["baseline"], f"{len(others):,} other genes"
-    else:
-        labels, rest = [], "baseline, other genes"
-    steps = [start] if dense else []
-    steps += row[top].tolist()
-    labels += adata.var_names[top].tolist()
-    if not dense or len(others):
+    top, others = order[:n_genes], len(order) > n_genes or not dense
+    labels, steps = ["baseline", *adata.var_names[top]], [start, *row[top].tolist()]
+    if others:
+        labels.append(f"{adata.n_vars - len(top):,} other genes")
         steps.append(evidence - sum(steps))
-        labels.append(rest)
 
     given, ax = ax, _base.axes_of_size(ax, (_WIDTH, _LINE * (len(steps) + 2)))
-    _draw(ax, np.array(steps), labels, evidence, n_plain=int(dense))
-    target = _target(adata, keys, int(positions[0]), [str(name) for name in adata.uns[keys.attribution]["classes"]])
+    _draw(ax, np.array(steps), labels, evidence)
+    target = adata.obs[keys.target].iloc[positions[0]] if keys.target in adata.obs else "most probable class"
     ax.set_title(f"{cell}\n{target} against {against(found)}: {_number(evidence, '.1f')} nats", fontsize=9)
     return _base.finish(ax, given, show=show, return_fig=return_fig)
 
@@ -120,33 +113,18 @@ def _row(layer: Any, position: int) -> tuple[NDArray[np.float64], bool]:
     return np.asarray(row)[0].astype(np.float64), True
 
 
-def _target(adata: AnnData, keys: Keys, position: int, classes: list[str]) -> str:
-    """The class whose evidence this is, in words where nothing tells it."""
-    target = stored_params(adata, keys.attribution).get("target")
-    if target in classes:
-        return str(target)
-    if target is not None:
-        return str(adata.obs[target].iloc[position]) if target in adata.obs else f"class in {target!r}"
-    if keys.posterior in adata.obsm:
-        best = get.posterior(adata, key=keys.key_added).to_numpy().argmax(1)
-        counts = np.bincount(best, minlength=len(classes))
-        if counts.tolist() == np.asarray(adata.uns[keys.attribution]["n_cells"]).tolist():  # the same classification
-            return classes[best[position]]
-    return "most probable class"
-
-
-def _draw(ax: Axes, steps: NDArray[np.float64], labels: list[str], evidence: float, n_plain: int) -> None:
-    """Bars that start where the one above ends; the first `n_plain` and the last are levels."""
+def _draw(ax: Axes, steps: NDArray[np.float64], labels: list[str], evidence: float) -> None:
+    """Bars that start where the one above ends; the first and the last are levels."""
     ends = np.cumsum(steps)
     starts, y = ends - steps, np.arange(len(steps))
-    colors = [_NEUTRAL if i < n_plain else FOR if step > 0 else AGAINST for i, step in enumerate(steps)]
+    colors = [_NEUTRAL if i == 0 else FOR if step > 0 else AGAINST for i, step in enumerate(steps)]
     ax.barh(y, steps, left=starts, height=0.75, color=colors)
     ax.barh(len(steps), evidence, height=0.75, color="0.25")
     ax.vlines(ends, y - 0.375, y + 1.375, color="0.4", linewidth=0.6)
     ax.axvline(0, color="0.4", linewidth=0.6)
     span = float(np.ptp([0, *starts, *ends])) or 1.0
     for i, (start, end) in enumerate(zip([*starts, 0.0], [*ends, evidence], strict=True)):
-        text = _number(end - start, "+.2f" if n_plain <= i < len(steps) else ".2f")
+        text = _number(end - start, "+.2f" if 0 < i < len(steps) else ".2f")
         ax.text(max(start, end) + 0.015 * span, i, text, va="center", fontsize=7.5, color="0.3")
     low, high = min(0, starts.min(), ends.min()), max(0, starts.max(), ends.max())
     ax.set_xlim(low - 0.03 * span, high + 0.16 * span)

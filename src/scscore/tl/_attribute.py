@@ -117,7 +117,9 @@ def attribute(
     - ``varm[f"{k}_attribution_se"]``: its standard error over cells and trajectories, float32 ``(n_vars, n_classes)``; NaN for fewer
       than two cells;
     - ``varm[f"{k}_attribution_presence"]``: the part from expression above the baseline; the rest is absence;
-    - ``obs[f"{k}_evidence"]``: evidence of the cell, nats (float32);
+    - ``obs[f"{k}_target"]``: the target of the cell (categorical);
+    - ``obs[f"{k}_evidence"]`` and ``obs[f"{k}_evidence_baseline"]``: evidence of the cell, and the part of it that is there at the baseline
+      already, nats (float32);
     - ``layers[f"{k}_attribution"]`` with `per_cell`: nats, float32 ``(n_obs, n_vars)``;
     - ``uns[f"{k}_attribution"]``: ``classes``, ``n_cells``, ``baseline`` (mean evidence at the baseline, nats), ``completeness`` (largest difference
       of the sum over genes from the evidence less its baseline, relative to the larger of one nat and this; what missing genes and
@@ -184,7 +186,7 @@ def attribute(
         warnings.simplefilter("ignore", UserWarning)  # missing genes are reported once, by the chunks below
         space = gene_space(encoder, adata, center=whitening.center.numpy(), matrix=whitening.matrix.numpy())
     sums = _Sums(np.zeros((3, len(classes), adata.n_vars)), np.zeros(len(classes), dtype=np.int64))
-    evidence, at_baseline = np.empty(adata.n_obs), np.zeros(len(classes))
+    evidence, at_baseline, targets = np.empty(adata.n_obs), np.empty(adata.n_obs), np.empty(adata.n_obs, dtype=np.int64)
     worst, kept = 0.0, []
     noise = NoiseStream(seed)
     native = method == "dissipation"
@@ -219,8 +221,7 @@ def attribute(
             worst = max(worst, float((abs(parts.sum(1) - change) / np.maximum(abs(change), 1)).max()))
             y = contrast.target.cpu().numpy()
             sums.add(y, parts, np.where(above > 0, parts, 0))
-            evidence[rows] = whole
-            at_baseline += np.bincount(y, weights=whole - change, minlength=len(classes))
+            evidence[rows], at_baseline[rows], targets[rows] = whole, whole - change, y
             if per_cell:
                 kept.append(parts.astype(np.float32) if per_cell is True else _largest(parts, int(per_cell)))
             bar.update(len(z))
@@ -230,7 +231,10 @@ def attribute(
     target_adata.varm[keys.attribution] = mean
     target_adata.varm[keys.attribution_se] = error
     target_adata.varm[keys.attribution_presence] = presence
+    named = pd.Categorical.from_codes(targets, categories=model.classes.astype(object))
+    target_adata.obs[keys.target] = pd.Series(named, index=target_adata.obs_names)
     target_adata.obs[keys.evidence] = evidence.astype(np.float32)
+    target_adata.obs[keys.evidence_baseline] = at_baseline.astype(np.float32)
     if per_cell:
         target_adata.layers[keys.attribution] = (
             np.concatenate(kept) if per_cell is True else sp.vstack(kept, format="csr")
@@ -249,7 +253,7 @@ def attribute(
         "seed": seed,
     }
     with np.errstate(invalid="ignore"):
-        baseline = at_baseline / sums.n_cells
+        baseline = np.bincount(targets, weights=at_baseline, minlength=len(classes)) / sums.n_cells
     target_adata.uns[keys.attribution] = {
         "classes": model.classes.astype(object),
         "n_cells": sums.n_cells,
@@ -260,12 +264,12 @@ def attribute(
         "version": __version__,
     }
     logger.info(
-        "attributed the evidence of %d cells to %d genes, complete to %.1g\nwrote varm%r, obs[%r], uns[%r]%s",
+        "attributed the evidence of %d cells to %d genes, complete to %.1g\nwrote varm%r, obs%r, uns[%r]%s",
         adata.n_obs,
         adata.n_vars,
         worst,
         [keys.attribution, keys.attribution_se, keys.attribution_presence],
-        keys.evidence,
+        [keys.target, keys.evidence, keys.evidence_baseline],
         keys.attribution,
         f", layers[{keys.attribution!r}]" if per_cell else "",
     )
