@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
 from _tasks import Task
 from anndata import AnnData
+
+if TYPE_CHECKING:
+    from scscore import ScoreModel
 
 KIND_ARGUMENTS: dict[str, dict[str, Any]] = {"counts": {}, "log": {"input": "log"}, "protein": {"use_rep": "X_clr"}}
 """What a user has to declare about the values; everything else is left at its default for every task."""
@@ -32,6 +35,21 @@ class ScscoreResult:
     sets: dict[str, float]
 
 
+def fit_model(task: Task, train: AnnData, *, seed: int) -> ScoreModel:
+    """A model of the training cells of a task, with default settings."""
+    import scscore as scs
+
+    return scs.tl.fit(
+        train,
+        task.condition,
+        layer=task.layer,
+        split_key=task.group,
+        rng=seed,
+        progress=False,
+        **KIND_ARGUMENTS[task.kind],
+    )
+
+
 def run_scscore(task: Task, *, seed: int) -> ScscoreResult:
     """Fit scscore on the training cells of a task and classify the test cells, with default settings."""
     import scscore as scs
@@ -42,15 +60,7 @@ def run_scscore(task: Task, *, seed: int) -> ScscoreResult:
         add_clr(train)
         add_clr(test)
     start = time.perf_counter()
-    model = scs.tl.fit(
-        train,
-        task.condition,
-        layer=task.layer,
-        split_key=task.group,
-        rng=seed,
-        progress=False,
-        **KIND_ARGUMENTS[task.kind],
-    )
+    model = fit_model(task, train, seed=seed)
     fitted = time.perf_counter()
     scs.tl.classify(test, model, rng=seed, progress=False)
     done = time.perf_counter()

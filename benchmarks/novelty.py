@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from _peers import folds_of, make_peer, represent
-from _scscore import KIND_ARGUMENTS
+from _scscore import fit_model
 from _tasks import SPECS, Task, load_task
 from accuracy import limit_threads
 from scipy.special import logsumexp
@@ -38,9 +38,7 @@ def scscore_scores(task: Task, *, seed: int) -> dict[str, np.ndarray]:
     import scscore as scs
 
     train, test = task.cells(task.train), task.cells(task.test)
-    model = scs.tl.fit(
-        train, task.condition, split_key=task.group, rng=seed, progress=False, **KIND_ARGUMENTS[task.kind]
-    )
+    model = fit_model(task, train, seed=seed)
     scs.tl.classify(test, model, rng=seed, progress=False)
     likelihood = test.obsm["scscore_log_likelihood"].astype(np.float64)
     return {

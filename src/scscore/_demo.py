@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from scscore import datasets, pl, tl
 from scscore.core.calibration import expected_calibration_error, negative_log_likelihood
-from scscore.io.keys import Keys
+from scscore.io.keys import UNKNOWN, Keys
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -58,7 +58,7 @@ def run(directory: Path, *, say: Callable[[str], object]) -> None:
         say(f"{name:20s}" + "".join(f"{value:10.3f}" for value in row))
     error = np.sqrt(0.25 / test.n_obs)
     say(
-        f"\n(most probable class, for both; {int((test.obs[Keys().label] == 'unknown').sum())} cells are labelled 'unknown')"
+        f"\n(most probable class, for both; {int((test.obs[Keys().label] == UNKNOWN).sum())} cells are labelled {UNKNOWN!r})"
         f"\nWith {test.n_obs} cells an accuracy has a standard error of up to {error:.2f}: small differences mean nothing."
     )
     say(
@@ -112,7 +112,7 @@ def _umap(test: AnnData) -> Figure:
     keys = Keys()
     figure, axes = plt.subplots(1, 3, figsize=(17, 4), layout="constrained")
     palette = dict(zip(test.obs["cell_type"].cat.categories, sc.pl.palettes.default_20, strict=False))
-    palette |= {"unknown": "lightgray"}
+    palette |= {UNKNOWN: "lightgray"}
     options = {"size": 60, "frameon": False, "show": False}
     sc.pl.umap(test, color="cell_type", palette=palette, title="true label", ax=axes[0], legend_loc=None, **options)
     sc.pl.umap(test, color=keys.label, palette=palette, title="predicted label", ax=axes[1], **options)

@@ -16,7 +16,7 @@ from scscore._html import STYLE, cell_text, mean, number, percent, picture, tabl
 from scscore._version import __version__
 from scscore.core.calibration import expected_calibration_error
 from scscore.io.energies import stored_params
-from scscore.io.keys import Keys
+from scscore.io.keys import UNKNOWN, Keys
 from scscore.pl import _base
 from scscore.pl._novelty import typicality_of
 from scscore.pl._reliability import Curve, class_indices
@@ -24,7 +24,6 @@ from scscore.pl._reliability import Curve, class_indices
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_UNKNOWN = "unknown"
 _MOST_PAIRS, _MOST_CELLS_PER_PAIR, _MOST_NOVEL = 12, 5, 20
 _LEAST_SHARED = 0.5  # cells
 _N_BINS = 15
@@ -135,7 +134,7 @@ def _summary(adata: AnnData, cells: _Cells, condition: str | None, key: str) -> 
     ]
     if cells.typicality is not None:
         share = f"{percent(cells.rejected.mean())}, typicality below {params['reject']:g}"
-        rows.append((f"labelled {_UNKNOWN}", f"{cells.rejected.sum():,} ({share})"))
+        rows.append((f"labelled {UNKNOWN}", f"{cells.rejected.sum():,} ({share})"))
     if cells.sets is not None:
         rows.append(("mean size of a prediction set", f"{cells.sets.sum(1).mean():.2f}"))
     if cells.known is not None:
@@ -171,7 +170,7 @@ def _classes(cells: _Cells) -> str:
     from sklearn.metrics import precision_recall_fscore_support
 
     header = ["class", "prior", "cells", "mean confidence"]
-    header += [] if cells.typicality is None else [f"with {_UNKNOWN}", f"share {_UNKNOWN}"]
+    header += [] if cells.typicality is None else [f"with {UNKNOWN}", f"share {UNKNOWN}"]
     header += [] if cells.sets is None else ["mean set size"]
     if cells.known is not None:
         header += ["known", "precision", "recall", "F1", "ECE", *([] if cells.sets is None else ["coverage"])]
@@ -196,7 +195,9 @@ def _classes(cells: _Cells) -> str:
         rows.append(row)
     notes = "Cells: labelled with the class; confidence and set size are means over them."
     if cells.typicality is not None:
-        notes += f" With {_UNKNOWN}: cells with this most probable class, those labelled {_UNKNOWN} included, and their share."
+        notes += (
+            f" With {UNKNOWN}: cells with this most probable class, those labelled {UNKNOWN} included, and their share."
+        )
     if cells.known is not None:
         notes += (
             " ECE: calibration error of the confidence, over cells with this most probable class (high by chance "
@@ -225,7 +226,7 @@ def _strange_labels(cells: _Cells) -> str:
                 f"{most.index[0]} ({most.iloc[0]:,})",
             )
         )
-    header = ("label", "cells", _UNKNOWN, "mean confidence", "mostly labelled")
+    header = ("label", "cells", UNKNOWN, "mean confidence", "mostly labelled")
     return f"<h3>Labels that are no class of the model</h3>{table(header, rows)}" if rows else ""
 
 
@@ -294,7 +295,7 @@ def _confusions(cells: _Cells, known: NDArray[np.object_]) -> str:
         share = percent(len(of_pair) / n_known[truth])
         rows.append((str(truth), str(label), len(of_pair), share, _look(cells, order)))
     header = ("known label", "labelled", "cells", "of the known", "most confident errors (confidence)")
-    note = f"{len(wrong):,} cells have another label than the known one, cells labelled {_UNKNOWN} not counted."
+    note = f"{len(wrong):,} cells have another label than the known one, cells labelled {UNKNOWN} not counted."
     return f"<h2>Most confused classes</h2>{table(header, rows, note)}"
 
 
@@ -313,7 +314,7 @@ def _pairs(cells: _Cells) -> str:
     header = ("class", "class", "cells shared", "cells in between (confidence)")
     note = (
         "Cells shared: expected number of cells to which two draws from the posterior would give the two classes of the pair, "
-        f"cells labelled {_UNKNOWN} not counted."
+        f"cells labelled {UNKNOWN} not counted."
     )
     return f"<h2>Classes that are hard to tell apart</h2>{table(header, rows, note)}"
 

@@ -148,7 +148,9 @@ def test_chunks_change_nothing(mixture: MixtureDiffusion):
     versus = contrast(30, 0, {1: 1.0})
     whole = attribute(mixture, z, versus, **EFFORT).gradient
     parts = [
-        attribute(mixture, z[i : i + 7], versus.rows(slice(i, i + 7)), start=i, **EFFORT).gradient
+        attribute(
+            mixture, z[i : i + 7], Contrast(versus.target[i : i + 7], versus.log_weights[i : i + 7]), start=i, **EFFORT
+        ).gradient
         for i in range(0, 30, 7)
     ]
     np.testing.assert_allclose(torch.cat(parts, 1), whole, rtol=1e-5, atol=1e-6)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from scscore.core.diffusion import ConditionalDiffusion
 from scscore.core.dissipation import dissipation, dissipation_factors
+from scscore.core.likelihood import log_likelihood
 from scscore.core.reference import GaussianReference
 from scscore.core.trajectories import NoiseStream, noising_trajectory
 
@@ -75,10 +76,6 @@ class Contrast:
         crosses = (values < 0).any(0)
         t = torch.where(crosses, 0.5 * (below + above), grid[values.argmin(0)])
         return (start + t[:, None] * (end - start))[inverse]
-
-    def rows(self, rows: slice) -> Contrast:
-        """The contrasts of some cells."""
-        return Contrast(self.target[rows], self.log_weights[rows])
 
 
 @dataclass(frozen=True)
@@ -139,49 +136,48 @@ def dissipation_parts(
     parts = torch.zeros(len(z), len(loadings), dtype=torch.float32, device=z.device)
     if model.denoiser is None:
         return parts, parts.sum(1), contrast.evidence(model.reference.log_prob(z))
-    rows, levels = start + np.arange(len(z)), model.schedule.levels(n_steps).to(z.device)
-    trajectories = []
-    for pair in range(n_paths // 2):
-        draws = [noise.normal(rows, model.n_features, pair=pair, step=step).to(z) for step in range(n_steps + 1)]
-        mirrored = [torch.stack([draw, -draw]) for draw in draws]
-        points = list(noising_trajectory(z, levels, mirrored.__getitem__))
-        jumps = zip(pairwise(points), pairwise(levels), strict=True)
-        trajectories.append(
-            [dissipation_factors(model, one, following, lam, lam_next) for (one, following), (lam, lam_next) in jumps]
-        )
-    gain = [[torch.linalg.vecdot(force, step) for force, step in path] for path in trajectories]
-    work = torch.stack([torch.stack(path).sum(0).mean(0) for path in gain]).mean(0)
-    found = model.reference.log_prob(z) + work
+    draws: dict[str, Any] = {"noise": noise, "n_steps": n_steps, "start": start}
+    found = log_likelihood(model, z, n_paths=n_paths, **draws).mean
     weights = torch.nn.functional.one_hot(contrast.target, model.n_classes) - torch.softmax(
         found + contrast.log_weights, -1
     )
+    levels = model.schedule.levels(n_steps).to(z.device)
     e, b = loadings.to(z).T, dual.to(z).T
-    for path in trajectories:
-        for force, step in path:
+    for pair in range(n_paths // 2):
+        mirrored = [torch.stack([x, -x]).to(z) for x in _drawn(model, len(z), pair=pair, **draws)]
+        points = list(noising_trajectory(z, levels, mirrored.__getitem__))
+        for (one, following), (lam, lam_next) in zip(pairwise(points), pairwise(levels), strict=True):
+            force, step = dissipation_factors(model, one, following, lam, lam_next)
             for k in range(model.n_classes):
                 both = (force[..., k, :] @ e) * (step[..., k, :] @ b)
                 parts += weights[:, k, None].to(z) * both.mean(0)
-    return parts / len(trajectories), (weights * work).sum(-1), contrast.evidence(found)
+    work = found - model.reference.log_prob(z)
+    return parts / (n_paths // 2), (weights * work).sum(-1), contrast.evidence(found)
 
 
 def frozen_evidence(
     model: ConditionalDiffusion, contrast: Contrast, *, noise: NoiseStream, start: int, pair: int, n_steps: int
 ) -> Evidence:
     """Evidence as a differentiable function of the cells, with the noise of one antithetic pair held fixed, ``(n,)`` float64."""
-    rows = start + np.arange(len(contrast.target))
+    draws = _drawn(model, len(contrast.target), noise=noise, start=start, pair=pair, n_steps=n_steps)
     levels = model.schedule.levels(n_steps)
-
-    def draw(step: int, z: Tensor) -> Tensor:
-        return noise.normal(rows, model.n_features, pair=pair, step=step).to(z)
 
     def evidence(z: Tensor) -> Tensor:
         found = model.reference.log_prob(z)
         if model.denoiser is not None:
-            steps = dissipation(model, z, levels.to(z.device), partial(draw, z=z))
+            steps = dissipation(model, z, levels.to(z.device), lambda step: draws[step].to(z))
             found = found + torch.stack(list(steps)).sum(0).mean(0)
         return contrast.evidence(found)
 
     return evidence
+
+
+def _drawn(
+    model: ConditionalDiffusion, n: int, *, noise: NoiseStream, start: int, pair: int, n_steps: int
+) -> list[Tensor]:
+    """The noise of all steps of one antithetic pair."""
+    rows = start + np.arange(n)
+    return [noise.normal(rows, model.n_features, pair=pair, step=step) for step in range(n_steps + 1)]
 
 
 def integrated_gradients(evidence: Evidence, z: Tensor, baseline: Tensor, *, n_segments: int) -> tuple[Tensor, ...]:

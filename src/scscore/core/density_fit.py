@@ -20,6 +20,7 @@ from scscore.core.reference_fit import (
     clearly_worse,
     pooled_whitening,
 )
+from scscore.core.thinning import evenly_spread
 
 N_COMPONENTS = (1, 2, 4, 8, 16, 32)
 _CELLS_PER_COMPONENT = 20
@@ -83,7 +84,7 @@ def _held_out_loss(fold: Fold, n_components: int, seed: int) -> Array:
 
 
 def _fit(z: Array, n_components: int, seed: int) -> GaussianMixture:
-    some = z[np.linspace(0, len(z) - 1, min(len(z), _MAX_CELLS)).round().astype(np.int64)]
+    some = z[evenly_spread(len(z), _MAX_CELLS)]
     mixture = GaussianMixture(n_components, reg_covar=_REGULARISATION, max_iter=200, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the network learns what the mixture does not

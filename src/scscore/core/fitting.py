@@ -30,6 +30,7 @@ from scscore.core.reference_fit import (
     overlap_weights,
 )
 from scscore.core.schedule import NoiseSchedule
+from scscore.core.thinning import evenly_spread
 from scscore.core.training import TrainingConfig, TrainingResult, train
 
 _ENOUGH_VALIDATION_CELLS = 2000
@@ -154,7 +155,7 @@ def fit_conditional_diffusion(
             break
         whitening, reference = of_fold(i)
         z = whitening(torch.from_numpy(fold.x_train))
-        watched = _spread(len(fold.y_held_out), _ENOUGH_VALIDATION_CELLS)
+        watched = evenly_spread(len(fold.y_held_out), _ENOUGH_VALIDATION_CELLS)
         held_out = whitening(torch.from_numpy(fold.x_held_out[watched])), _labels(fold.y_held_out[watched])
         model = _with_denoiser(schedule, reference, z, seed)
         name = f"validation {i + 1}"
@@ -193,7 +194,7 @@ def fit_conditional_diffusion(
             members.append(member.denoiser)
         final.denoiser = members[0] if n_members == 1 else Ensemble(members)  # type: ignore[arg-type]
     final.eval()
-    some = chosen.whitening(torch.from_numpy(x[_spread(len(x), _ENOUGH_CELLS_FOR_LEVELS)]))
+    some = chosen.whitening(torch.from_numpy(x[evenly_spread(len(x), _ENOUGH_CELLS_FOR_LEVELS)]))
     final.schedule, n_jumps = choose_effort(final, some, log_weights, temperature, n_paths=n_paths, seed=seed)
     return FitOutcome(
         whitening=chosen.whitening,
@@ -253,8 +254,3 @@ def _with_denoiser(schedule: NoiseSchedule, reference: GaussianReference, z: Ten
         torch.manual_seed(seed)
         denoiser = ResidualDenoiser(reference.class_means, z.std(0))
     return ConditionalDiffusion(schedule, reference, denoiser)
-
-
-def _spread(n: int, at_most: int) -> NDArray[np.int64]:
-    """Evenly spread row numbers, at most `at_most` of them."""
-    return np.unique(np.linspace(0, n - 1, min(n, at_most)).round().astype(np.int64))

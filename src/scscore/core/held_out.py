@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scscore.core.calibration import log_posterior
 from scscore.core.conformal import SetMethod, conformal_p_values, nonconformity
 from scscore.core.novelty import class_entropies, depth_trend, p_value, typicality_score
+from scscore.core.thinning import evenly_spread
 
 Array = NDArray[np.float64]
 
@@ -38,7 +39,7 @@ class HeldOut:
     def of(cls, log_likelihood: ArrayLike, y: ArrayLike, log_depth: ArrayLike | None = None) -> HeldOut:
         """At most 5,000 of the cells, evenly spread."""
         values, labels = np.asarray(log_likelihood, dtype=np.float32), np.asarray(y, dtype=np.int64)
-        rows = np.unique(np.linspace(0, len(labels) - 1, min(len(labels), _MOST_CELLS)).round().astype(np.int64))
+        rows = evenly_spread(len(labels), _MOST_CELLS)
         depth = None if log_depth is None else np.asarray(log_depth, dtype=np.float32)[rows]
         return cls(np.ascontiguousarray(values[rows]), labels[rows], depth)
 

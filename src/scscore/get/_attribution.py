@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
+from scscore.io.energies import stored_params
 from scscore.io.keys import Keys
 
 
@@ -80,7 +79,7 @@ def attribution(adata: AnnData, *, key: str = "scscore") -> AnnData:
         return np.ascontiguousarray(found[:, rows].T)
 
     mean, presence = values(keys.attribution), values(keys.attribution_presence)
-    condition, kept = json.loads(stored["params"])["condition"], [names[row] for row in rows]
+    condition, kept = stored_params(adata, keys.attribution)["condition"], [names[row] for row in rows]
     obs = pd.DataFrame(
         {"n_cells": n_cells[rows], "baseline": np.asarray(stored["baseline"], dtype=np.float64)[rows]},
         index=pd.Index(kept, dtype=object),

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scscore.io.keys import Keys
+from scscore.io.keys import UNKNOWN, Keys
 
 
 def posterior(adata: AnnData, *, key: str = "scscore") -> pd.DataFrame:
@@ -56,7 +56,7 @@ def class_frame(adata: AnnData, slot: str, keys: Keys) -> pd.DataFrame:
     classes = [str(name) for name in stored["classes"]]  # zarr reads them as numpy variable-width strings
     labels = adata.obs.get(keys.label)
     # fit() on these cells with the same key replaces the class names and leaves the older posterior where it is
-    other_names = {} if labels is None else set(labels.dropna().astype(str)) - {*classes, "unknown"}
+    other_names = {} if labels is None else set(labels.dropna().astype(str)) - {*classes, UNKNOWN}
     if values.ndim != 2 or values.shape[1] != len(classes) or other_names:
         raise ValueError(
             f"adata.obsm[{slot!r}] has shape {values.shape}, adata.uns[{keys.uns!r}] names {len(classes)} classes"

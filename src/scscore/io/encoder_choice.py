@@ -11,6 +11,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from scscore.core.reference_fit import Array, Fold, ReferenceShape, clearly_worse, cross_validate
+from scscore.core.thinning import evenly_spread
 from scscore.io.folds import Split
 from scscore.io.readers import Chunk
 from scscore.io.representation import InputKind, PCAEncoder, log_normalise
@@ -160,4 +161,4 @@ def possible_features(n_features: int, splits: Sequence[Split]) -> int:
 
 def _thin(rows: NDArray[np.int64], at_most: int) -> NDArray[np.int64]:
     """An evenly spread subset of sorted row numbers."""
-    return rows if len(rows) <= at_most else rows[np.linspace(0, len(rows) - 1, at_most).round().astype(np.int64)]
+    return rows[evenly_spread(len(rows), at_most)]

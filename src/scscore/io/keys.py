@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+UNKNOWN = "unknown"
+"""The label of cells whose typicality is too low."""
+
 
 @dataclass(frozen=True)
 class Keys:

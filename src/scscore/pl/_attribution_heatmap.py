@@ -160,8 +160,7 @@ def positive_count(value: int | None, default: int) -> int:
     """`n_genes`, checked."""
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"n_genes must be a positive integer, got {value!r}.")
+    _base.check_positive("n_genes", value)
     return int(value)
 
 

@@ -73,8 +73,7 @@ def attribution_ranking(
     >>> panels = scs.pl.attribution_ranking(cells, classes=["Dendritic"], show=False)
     """
     n_genes = positive_count(n_genes, 15)
-    if isinstance(ncols, bool) or not isinstance(ncols, int | np.integer) or ncols < 1:
-        raise ValueError(f"ncols must be a positive integer, got {ncols!r}.")
+    _base.check_positive("ncols", ncols)
     found = get.attribution(adata, key=key)
     color_of = class_colors(found)
     found = chosen_classes(found, classes)

@@ -105,6 +105,12 @@ def write_values(ax: Axes, image: AxesImage, matrix: NDArray[np.floating], form:
             ax.text(j, i, text, ha="center", va="center", fontsize=font, color="k" if luminance > 0.5 else "w")
 
 
+def check_positive(name: str, value: object) -> None:
+    """Raise ValueError unless this is a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+
+
 def add_colorbar(ax: Axes, image: AxesImage, label: str) -> None:
     """A colour bar of constant width at the right of a heatmap."""
     width, height = inches(ax)

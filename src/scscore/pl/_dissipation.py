@@ -102,8 +102,7 @@ def dissipation(
             f"adata.uns[{Keys(key).dissipation!r}] is missing (key={key!r}): run scscore.tl.dissipation first, "
             "or pass the key= that its key_added= named."
         )
-    if isinstance(n_classes, bool) or not isinstance(n_classes, int | np.integer) or n_classes < 1:
-        raise ValueError(f"n_classes must be a positive integer, got {n_classes!r}.")
+    _base.check_positive("n_classes", n_classes)
     curves = [EvidenceCurves.of(stored, position, n_classes) for position in _chosen(stored, cells)]
     if ax is not None and len(curves) > 1:
         raise ValueError(f"ax takes one cell, but {len(curves)} are to be drawn: name one in cells=, or leave ax out.")

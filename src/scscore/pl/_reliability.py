@@ -85,8 +85,7 @@ def reliability(
     -----
     Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
     """
-    if isinstance(n_bins, bool) or not isinstance(n_bins, int | np.integer) or n_bins < 1:
-        raise ValueError(f"n_bins must be a positive integer, got {n_bins!r}.")
+    _base.check_positive("n_bins", n_bins)
     keys = _named(key)
     posteriors = {name: get.posterior(adata, key=of) for name, of in keys.items()}
     known = _base.groups_of(adata, condition, "condition")

@@ -20,6 +20,7 @@ from scscore.core.attribution import Contrast, dissipation_parts
 from scscore.core.attribution import attribute as attribute_points
 from scscore.core.calibration import log_posterior
 from scscore.core.diffusion import ConditionalDiffusion
+from scscore.core.likelihood import log_likelihood
 from scscore.core.trajectories import NoiseStream
 from scscore.io.gene_space import expression_chunks, gene_space
 from scscore.io.keys import Keys
@@ -332,25 +333,24 @@ def _contrast(
     n, n_classes = len(z), len(log_prior)
     cells, calibration = np.arange(n), model.calibration
     if target is None or reference == "runner-up":
-        from scscore.core.likelihood import log_likelihood
-
         with torch.inference_mode():
             found = log_likelihood(
                 model.diffusion, z, noise=noise, n_steps=n_steps, n_paths=calibration.n_paths, start=rows.start
             ).mean
         log_p = log_posterior(found.cpu().numpy(), calibration.log_weights(log_prior), calibration.temperature)
         target = log_p.argmax(1) if target is None else target
-    weights = np.tile(log_prior, (n, 1))
-    if reference == "runner-up":
-        log_p[cells, target] = -np.inf
+    if reference in ("rest", "marginal"):
+        weights = np.tile(log_prior, (n, 1))
+        if reference == "rest":
+            weights[cells, target] = -np.inf
+    else:
+        if reference == "runner-up":
+            log_p[cells, target] = -np.inf
+            other = log_p.argmax(1)
+        else:
+            other = model.classes.tolist().index(reference)
         weights = np.full((n, n_classes), -np.inf)
-        weights[cells, log_p.argmax(1)] = 0
-    elif reference == "rest":
-        weights[cells, target] = -np.inf
-    elif reference != "marginal":
-        one = model.classes.tolist().index(reference)
-        weights = np.full((n, n_classes), -np.inf)
-        weights[:, one] = 0
+        weights[cells, other] = 0
     weights -= np.log(np.exp(weights).sum(1, keepdims=True))
     return Contrast(torch.from_numpy(target).to(z.device), torch.from_numpy(weights).to(z.device))
 

@@ -15,7 +15,8 @@ from scscore.core.calibration import confidence_standard_error, entropy, estimat
 from scscore.core.conformal import SET_METHODS, SetMethod
 from scscore.core.likelihood import Estimator
 from scscore.core.stopping import Stopping
-from scscore.io.keys import Keys
+from scscore.core.thinning import evenly_spread
+from scscore.io.keys import UNKNOWN, Keys
 from scscore.model import Prior, ScoreModel, json_params, jsonable
 from scscore.tl._validate import (
     check_adata,
@@ -28,7 +29,6 @@ from scscore.tl._validate import (
     usable_device,
 )
 
-UNKNOWN = "unknown"
 _MOST_PATHS = 8  # times the usual number, where a precision is asked for
 _ENOUGH_CELLS_FOR_PRIOR = 5000
 
@@ -183,7 +183,7 @@ def classify(
     log_prior, torch_device = model.log_prior(None if estimated else prior), usable_device(device)
     temperature, log_weights, held_out = model.calibration.temperature, model.calibration.log_weights, model.held_out
     if estimated:
-        some = np.unique(np.linspace(0, adata.n_obs - 1, min(adata.n_obs, _ENOUGH_CELLS_FOR_PRIOR)).round().astype(int))
+        some = evenly_spread(adata.n_obs, _ENOUGH_CELLS_FOR_PRIOR)
         found = model.log_likelihood(
             adata if len(some) == adata.n_obs else adata[some],
             layer=layer,
