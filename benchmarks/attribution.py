@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 import os
 import time
@@ -22,6 +23,7 @@ from accuracy import limit_threads
 from anndata import AnnData
 from captum.attr import IntegratedGradients
 from scipy.special import log_softmax
+from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
@@ -30,7 +32,7 @@ import scscore as scs
 from scscore.core.attribution import Contrast
 from scscore.core.likelihood import log_likelihood
 from scscore.core.trajectories import NoiseStream
-from scscore.io.gene_space import expression_chunks, gene_space
+from scscore.io.gene_space import LinearGenes
 
 Tables = dict[str, pd.DataFrame]
 METHODS = ("integrated_gradients", "dissipation")
@@ -45,6 +47,13 @@ MARKERS: dict[str, dict[str, list[str]]] = {
         "DC": ["FCER1A", "CST3"],
         "Platelet": ["PPBP", "PF4"],
         "Naive CD4 T": ["CCR7"],
+    },
+    "pbmc_zheng_sorted": {
+        "CD19+ B": ["MS4A1", "CD79A", "CD79B"],
+        "CD56+ NK": ["GNLY", "NKG7", "GZMB"],
+        "CD14+ monocyte": ["LYZ", "S100A8", "S100A9", "CD14"],
+        "CD8+ cytotoxic T": ["CD8A", "CD8B", "CCL5", "GZMK"],
+        "CD4+/CD45RA+/CD25- naive T": ["CCR7"],
     },
     "paul15": {
         "1Ery": ["Hba-a2", "Car2"],
@@ -223,13 +232,14 @@ def faithfulness_of(name: str, data: str | None, seed: int) -> list[dict[str, ob
     order = np.argsort(-posterior, axis=1)
     target, other, cells = order[:, 0], order[:, 1], np.arange(len(test))
     encoder, whitening = model.representation, model.whitening
-    space = gene_space(encoder, test, center=whitening.center.numpy(), matrix=whitening.matrix.numpy())
-    ((_, x),) = expression_chunks(encoder, test, layer=None, size=len(test))
+    genes, d = LinearGenes.of_encoder(encoder, test, layer=None), len(whitening.center)
+    ((_, x, _),) = genes.chunks(len(test))
+    center, loadings = whitening.center.numpy(), genes.loadings[:, :d] @ whitening.matrix.numpy()
     z, reference = model.encode(test).numpy().astype(np.float64), model.diffusion.reference
     versus = torch.nn.functional.one_hot(torch.from_numpy(other), len(model.classes)).double().log()
     baseline = Contrast(torch.from_numpy(target), versus).baseline(reference).numpy()
-    above = x - space.expression(baseline)
-    above[:, ~space.loadings.any(1)] = 0
+    above = x - genes.expression(whitening.inverse(torch.from_numpy(baseline)).numpy())
+    above[:, ~genes.known] = 0
 
     def likelihoods(points: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
@@ -239,9 +249,8 @@ def faithfulness_of(name: str, data: str | None, seed: int) -> list[dict[str, ob
 
     def evidence(inputs: Tensor) -> Tensor:
         """Of the closed-form reference alone, which captum can differentiate, on log expression."""
-        latent = torch.from_numpy(space.origin) + (inputs.double() - torch.from_numpy(space.mean)) @ torch.from_numpy(
-            space.loadings
-        )
+        origin = torch.from_numpy((genes.origin[:d] - center) @ whitening.matrix.numpy())
+        latent = origin + (inputs.double() - torch.from_numpy(genes.mean)) @ torch.from_numpy(loadings)
         found = reference.log_prob(latent)
         chosen = len(found) // len(cells)
         return (
@@ -267,7 +276,7 @@ def faithfulness_of(name: str, data: str | None, seed: int) -> list[dict[str, ob
         for k in (5, 10, 20, 50, 100):
             gone = np.zeros_like(above)
             np.put_along_axis(gone, ranked[:, :k], np.take_along_axis(above, ranked[:, :k], axis=1), axis=1)
-            now = likelihoods(z - gone @ space.loadings)
+            now = likelihoods(z - gone @ loadings)
             drop = (start[cells, target] - start[cells, other]) - (now[cells, target] - now[cells, other])
             tempered = np.exp(log_softmax(model.calibration.temperature * now + weights, axis=1))
             drops.append(drop.mean())
@@ -275,6 +284,105 @@ def faithfulness_of(name: str, data: str | None, seed: int) -> list[dict[str, ob
             row |= {f"nats, top {k}": drops[-1]}
         rows.append(row | {"mean fall of the posterior": np.mean(falls)})
     return rows
+
+
+def run_sanity(data: str | None, seed: int) -> Tables:
+    """Attributions must decay when the labels of training or the parameters of the model are randomised (Adebayo et al. 2018)."""
+    rows = []
+    for name in ("pbmc3k", "paul15"):
+        task = load_task(name, data)
+        train, test = task.cells(task.train), task.cells(task.test)
+        rng = np.random.default_rng(seed)
+        shuffled = train.copy()
+        shuffled.obs[task.condition] = rng.permutation(train.obs[task.condition].to_numpy())
+        models = {
+            what: scs.tl.fit(cells, task.condition, rng=s, progress=False)
+            for what, cells, s in (
+                ("as it is", train, seed),
+                ("another seed", train, seed + 1),
+                ("labels shuffled", shuffled, seed),
+            )
+        }
+        model = copy.deepcopy(models["as it is"])
+        if model.diffusion.denoiser is not None:
+            with torch.no_grad():
+                for weights in model.diffusion.denoiser.parameters():
+                    weights.copy_(weights.flatten()[torch.randperm(weights.numel())].view_as(weights))
+        models["network weights shuffled"] = model
+        model = copy.deepcopy(model)
+        model.diffusion.reference.means = model.diffusion.reference.means[
+            torch.randperm(len(model.diffusion.reference.means), generator=torch.Generator().manual_seed(seed))
+        ]
+        models["the same, and class means shuffled"] = model
+        found = {}
+        for what, model in models.items():
+            scs.tl.attribute(test, model, target=task.condition, rng=seed, progress=False)
+            found[what] = np.nan_to_num(test.varm["scscore_attribution"])
+        for what, value in found.items():
+            pairs = [
+                (spearmanr(a, b).statistic, len(set(np.argsort(-a)[:20]) & set(np.argsort(-b)[:20])) / 20)
+                for a, b in zip(found["as it is"].T, value.T, strict=True)
+                if a.any()
+            ]
+            correlation, overlap = np.nanmean(pairs, axis=0)
+            rows.append(
+                {
+                    "task": name,
+                    "model": what,
+                    "rank correlation": correlation,
+                    "top-20 overlap": overlap,
+                    "nats": value.sum(0).mean(),
+                }
+            )
+    return {"sanity": pd.DataFrame(rows)}
+
+
+def run_donors(data: str | None, seed: int) -> Tables:
+    """Overlap of the top 20 genes per class between halves of the donors of onek1k, beside halves of the cells."""
+    task = load_task("onek1k_subset", data)
+    cells = task.adata[task.train | task.test]
+    model = scs.tl.fit(task.cells(task.train), task.condition, split_key=task.group, rng=seed, progress=False)
+    test = cells[cells.obs[task.condition].isin(model.classes)].copy()
+    scs.tl.attribute(test, model, target=task.condition, per_cell=True, rng=seed, progress=False)
+    layer, y = test.layers["scscore_attribution"], test.obs[task.condition].astype(str).to_numpy()
+    donors = test.obs[task.group].astype(str).to_numpy()
+    names = np.unique(donors)
+    rng, rows = np.random.default_rng(seed), []
+    for what in ("donors", "cells"):
+        for _ in range(10):
+            half = np.isin(donors, rng.permutation(names)[: len(names) // 2])
+            half = rng.permutation(half) if what == "cells" else half
+            overlaps = []
+            for name in model.classes:
+                tops = [set(np.argsort(-layer[(y == name) & side].mean(0))[:20]) for side in (half, ~half)]
+                overlaps.append(len(tops[0] & tops[1]) / 20)
+            rows.append({"halves of": what, "overlap": np.mean(overlaps), "lowest class": np.min(overlaps)})
+    return {"donors": pd.DataFrame(rows).groupby("halves of").mean().reset_index()}
+
+
+def run_null(data: str | None, seed: int) -> Tables:
+    """False discoveries of `tl.attribution_test` among genes that drive no class, and on labels that were shuffled."""
+    rows = []
+    train, drivers = planted(2000, seed)
+    test, _ = planted(1000, seed + 100)
+    model = scs.tl.fit(train, "type", rng=seed, progress=False)
+    for what in ("true labels", "labels shuffled"):
+        if what == "labels shuffled":
+            test.obs["type"] = np.random.default_rng(seed).permutation(test.obs["type"].to_numpy())
+        scs.tl.attribution_test(test, model, "type", rng=seed, progress=False)
+        p, called = test.varm["scscore_attribution_pvalue"], test.varm["scscore_attribution_fdr"] < 0.05
+        null = ~drivers.any(0) if what == "true labels" else np.ones(len(p), dtype=bool)
+        rows.append(
+            {
+                "labels": what,
+                "genes called per class": called.sum(0).mean(),
+                "of 30 own drivers": (called & drivers.T).sum(0).mean(),
+                "drivers of no class among the called": (called & null[:, None]).sum() / max(called.sum(), 1),
+                "null p < .05": np.nanmean(p[null] < 0.05),
+                "null p < .01": np.nanmean(p[null] < 0.01),
+            }
+        )
+    return {"null": pd.DataFrame(rows)}
 
 
 def run_stability(data: str | None, seed: int) -> Tables:
@@ -306,6 +414,9 @@ PARTS: dict[str, Callable[[str | None, int], Tables]] = {
     "markers": run_markers,
     "faithfulness": run_faithfulness,
     "stability": run_stability,
+    "donors": run_donors,
+    "sanity": run_sanity,
+    "null": run_null,
 }
 
 

@@ -185,9 +185,15 @@ class ScoreModel:
         The shift of a cell's covariates is taken out where their level is known.
         """
         x = self.representation.transform(adata, layer=layer)
-        if self.covariates is not None:
-            x = remove(x, self.covariates.shifts, self.covariates.codes(adata.obs))
-        return self.whitening(torch.from_numpy(x))
+        return self.whitening(torch.from_numpy(self.without_covariates(x, self.covariate_codes(adata))))
+
+    def covariate_codes(self, adata: AnnData) -> NDArray[np.int64]:
+        """Level of every cell's covariates, ``(n_obs,)``; -1 where it is unknown, or the model has none."""
+        return np.full(adata.n_obs, -1) if self.covariates is None else self.covariates.codes(adata.obs)
+
+    def without_covariates(self, x: NDArray[np.float64], codes: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Points of the representation without the shift of their level, where that is known."""
+        return x if self.covariates is None else remove(x, self.covariates.shifts, codes)
 
     def log_likelihood(
         self,
@@ -276,12 +282,12 @@ class ScoreModel:
         Rows, and their points, float32 ``(n, n_features)``.
         """
         self.diffusion.to(device)
-        codes = None if self.covariates is None else self.covariates.codes(adata.obs)
+        codes = self.covariate_codes(adata)
         with tqdm(total=adata.n_obs, desc=description, unit="cell", disable=not progress) as bar:
             for start, x in self.representation.chunks(adata, layer=layer, size=batch_size):
-                if codes is not None:
-                    x = remove(x, self.covariates.shifts, codes[start : start + len(x)])  # type: ignore[union-attr]
-                z = self.whitening(torch.from_numpy(x)).to(device)
+                z = self.whitening(torch.from_numpy(self.without_covariates(x, codes[start : start + len(x)]))).to(
+                    device
+                )
                 yield slice(start, start + len(z)), z
                 bar.update(len(z))
 

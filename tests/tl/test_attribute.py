@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
@@ -193,6 +194,117 @@ def test_input_format_and_batches_change_nothing(trained: tuple[AnnData, np.ndar
     np.testing.assert_allclose(attributed(shuffled, model).varm["scscore_attribution"][::-1], whole, atol=1e-4)
 
 
+def test_loadings_in_varm_are_as_good_as_an_encoder(trained: tuple[AnnData, np.ndarray, scs.ScoreModel]):
+    """A model of ``X_pca``: complete, and the planted genes are found; other values than those of the components are refused."""
+    cells, drivers = planted(700, 1)
+    cells.layers["counts"] = cells.X.copy()
+    sc.pp.normalize_total(cells, target_sum=200)
+    sc.pp.log1p(cells)
+    cells.layers["log"] = cells.X.copy()
+    sc.pp.pca(cells, n_comps=20)
+    model = scs.tl.fit(cells, "type", use_rep="X_pca", max_epochs=2, progress=False)
+    for method in METHODS:
+        found = attributed(cells, model, method=method)
+        assert found.uns["scscore_attribution"]["completeness"] < 1e-4
+        for k in range(3):
+            assert roc_auc_score(drivers[k], found.varm["scscore_attribution"][:, k]) > 0.9
+    by_layer = attributed(cells, model, method=method, layer="log")
+    np.testing.assert_array_equal(by_layer.varm["scscore_attribution"], found.varm["scscore_attribution"])
+    with pytest.raises(ValueError, match=r"obsm\['X_pca'\] is not adata.layers\['counts'\] times"):
+        scs.tl.attribute(cells, model, layer="counts", progress=False)
+
+
+def test_through_an_encoder_of_the_user():
+    """A linear encoder, given as a function, agrees with its loadings; a curved one is complete and finds the genes that it reads."""
+    cells, _ = planted(500, 1)
+    x = np.log1p(cells.X.toarray())
+    weights = np.zeros((N_GENES, 3), dtype=np.float32)
+    for k in range(3):
+        weights[N_MARKERS * k : N_MARKERS * (k + 1), k] = np.repeat([1, -1], N_MARKERS // 2)
+    cells.X, cells.obsm["X_own"], cells.varm["own"] = x, x @ weights, weights
+    model = scs.tl.fit(cells, "type", use_rep="X_own", max_epochs=2, progress=False)
+    loadings = torch.from_numpy(weights)
+    options = {"target": "a", "reference": "b", "n_segments": 16}
+    one = attributed(cells, model, encoder="own", **options)
+    other = attributed(
+        cells,
+        model,
+        encoder=lambda x: x @ loadings,
+        decoder=lambda p: (
+            torch.from_numpy(x.mean(0)) + (p - torch.from_numpy(x.mean(0) @ weights)) @ loadings.T / N_MARKERS
+        ),
+        **options,
+    )
+    assert other.uns["scscore_attribution"]["completeness"] < 1e-4
+    np.testing.assert_allclose(other.obs["scscore_evidence"], one.obs["scscore_evidence"], atol=1e-3)
+    a, b = (found.varm["scscore_attribution"][:, 0] for found in (one, other))
+    # the correction of the quadrature runs along the line in genes there, in the latent space here
+    np.testing.assert_allclose(a, b, atol=0.02 * np.abs(a).max())
+
+    def curved(x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(0.2 * x @ loadings)
+
+    cells.obsm["X_curved"] = curved(torch.from_numpy(x)).numpy()
+    model = scs.tl.fit(cells, "type", use_rep="X_curved", max_epochs=2, progress=False)
+    found = attributed(cells, model, encoder=curved, per_cell=True)
+    assert found.uns["scscore_attribution"]["completeness"] < 1e-4
+    drop = found.obs["scscore_evidence"] - found.obs["scscore_evidence_baseline"]
+    np.testing.assert_allclose(found.layers["scscore_attribution"].sum(1), drop, atol=1e-2)
+    for k in range(3):
+        own = found.varm["scscore_attribution"][N_MARKERS * k : N_MARKERS * (k + 1), k]
+        assert (own > 0).all()
+    unread = np.abs(found.varm["scscore_attribution"][3 * N_MARKERS :])
+    assert unread.max() < 1e-3 * np.abs(found.varm["scscore_attribution"]).max()
+    for wrong, says in (
+        (lambda x: x[:, :3], "differ by up to"),
+        (lambda x: x, "returned shape"),
+        (lambda x: x[:, :3].detach(), "without a gradient"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            scs.tl.attribute(cells, model, encoder=wrong, progress=False)
+    with pytest.raises(ValueError, match="function as encoder="):
+        scs.tl.attribute(cells, model, decoder=curved, progress=False)
+
+
+def test_covariates_leave_attributions_complete():
+    """The baseline of a cell has the shift of the cell's own batch."""
+    cells, _ = planted(600, 1)
+    batch = np.arange(600) % 2
+    counts = cells.X.toarray()
+    counts[batch == 1, 100:140] += 2
+    cells.X = sp.csr_matrix(counts)
+    cells.obs["batch"] = pd.Categorical(batch.astype(str))
+    model = scs.tl.fit(cells, "type", covariates="batch", max_epochs=2, progress=False)
+    assert attributed(cells, model).uns["scscore_attribution"]["completeness"] < 1e-4
+
+
+def test_gene_sets_are_sums_of_genes(
+    trained: tuple[AnnData, np.ndarray, scs.ScoreModel], round_trip: Callable[[AnnData], None]
+):
+    cells, drivers, model = trained
+    cells = cells[:80].copy()
+    cells.var["kind"] = np.where(np.arange(N_GENES) < 100, "first", "other")
+    found = attributed(cells, model, per_cell=True, gene_sets="kind")
+    assert found.uns["scscore_attribution"]["gene_sets"].tolist() == ["first", "other"]
+    layer, sums = found.layers["scscore_attribution"], found.obsm["scscore_attribution_sets"]
+    np.testing.assert_allclose(sums[:, 0], layer[:, :100].sum(1), atol=1e-4)
+    np.testing.assert_allclose(sums.sum(1), layer.sum(1), atol=1e-4)
+    round_trip(found)
+    named = {name: cells.var_names[rows].tolist() for name, rows in zip("abc", drivers, strict=True)}
+    found = attributed(cells, model, gene_sets={**named, "elsewhere": ["g299", "unheard of"]})
+    of_sets = scs.get.attribution(found, gene_sets=True)
+    assert of_sets.var_names.tolist() == ["a", "b", "c", "elsewhere"]
+    assert (of_sets.X.argmax(1) == [0, 1, 2]).all()
+    np.testing.assert_allclose(of_sets.X[0, 0], found.varm["scscore_attribution"][drivers[0], 0].sum(), rtol=1e-3)
+    rows = (found.obs["scscore_target"] == "a").to_numpy()
+    own = found.obsm["scscore_attribution_sets"][rows, 0]
+    np.testing.assert_allclose(of_sets.layers["se"][0, 0], own.std(ddof=1) / np.sqrt(rows.sum()), rtol=1e-4)
+    scs.tl.attribute(found, model, progress=False)
+    assert "scscore_attribution_sets" not in found.obsm
+    with pytest.raises(KeyError, match="gene_sets="):
+        scs.get.attribution(found, gene_sets=True)
+
+
 def test_missing_and_extra_genes(trained: tuple[AnnData, np.ndarray, scs.ScoreModel]):
     cells, _, model = trained
     few = cells[:60, N_MARKERS // 2 :].copy()
@@ -217,6 +329,11 @@ def test_missing_and_extra_genes(trained: tuple[AnnData, np.ndarray, scs.ScoreMo
         ({"n_segments": 0}, ValueError, "n_segments"),
         ({"per_cell": 0}, ValueError, "per_cell"),
         ({"layer": "counts"}, KeyError, "counts"),
+        ({"encoder": "PCs"}, ValueError, "encoder of its own"),
+        ({"gene_sets": "pathway"}, KeyError, "gene_sets='pathway'"),
+        ({"gene_sets": {"one": ["nowhere"]}}, ValueError, r"without one: \['one'\]"),
+        ({"gene_sets": {"one": "g1"}}, TypeError, "must be a list of genes"),
+        ({"gene_sets": 3}, TypeError, "gene_sets must be"),
     ],
 )
 def test_bad_input_is_named(
@@ -232,8 +349,44 @@ def test_bad_input_is_named(
 def test_models_without_genes_or_classes_are_refused():
     cells = scs.datasets.toy_gaussians(n_obs=60)
     model = scs.tl.fit(cells, "class", use_rep="X_toy", max_epochs=1, progress=False)
-    with pytest.raises(ValueError, match="fit without use_rep="):
+    cells.X = cells.obsm["X_toy"].astype(np.float32)  # some values
+    with pytest.raises(KeyError, match=r"varm\['PCs'\] is missing.*without use_rep="):
         scs.tl.attribute(cells, model, progress=False)
     density = scs.tl.fit(cells, None, use_rep="X_toy", max_epochs=1, progress=False)
     with pytest.raises(ValueError, match="no classes"):
         scs.tl.attribute(cells, density, progress=False)
+
+
+def test_significant_genes_are_the_planted_ones(
+    trained: tuple[AnnData, np.ndarray, scs.ScoreModel], round_trip: Callable[[AnnData], None]
+):
+    """At 5 %, most planted genes are called, and hardly one that drives no class; with labels at random, none."""
+    cells, drivers, model = trained
+    tested = scs.tl.attribution_test(cells, model, "type", n_permutations=999, copy=True, progress=False)
+    called = tested.varm["scscore_attribution_fdr"] < 0.05
+    for k in range(3):
+        assert called[drivers[k], k].mean() > 0.8
+    assert called[~drivers.any(0)].mean() < 0.01
+    round_trip(tested)
+    assert {"pvalue", "fdr"} <= set(scs.get.attribution(attributed(tested, model)).layers)
+    cells = cells.copy()
+    cells.obs["chance"] = np.random.default_rng(0).permutation(cells.obs["type"])
+    scs.tl.attribution_test(cells, model, "chance", n_permutations=999, progress=False)
+    p = cells.varm["scscore_attribution_pvalue"]
+    assert 0.02 < np.nanmean(p < 0.05) < 0.07
+    assert (cells.varm["scscore_attribution_fdr"] < 0.05).sum() <= 2
+
+
+def test_labels_of_the_model_are_refused(trained: tuple[AnnData, np.ndarray, scs.ScoreModel]):
+    cells, _, model = trained
+    cells = cells[:60].copy()
+    scs.tl.classify(cells, model, progress=False)
+    scs.tl.attribute(cells, model, progress=False)
+    for column in ("scscore_label", "scscore_target"):
+        with pytest.raises(ValueError, match="given by a model"):
+            scs.tl.attribution_test(cells, model, column, progress=False)
+    cells.obs["other"] = "nothing of the kind"
+    with pytest.raises(ValueError, match="must hold classes of the model"):
+        scs.tl.attribution_test(cells, model, "other", progress=False)
+    with pytest.raises(KeyError, match="labels='nowhere'"):
+        scs.tl.attribution_test(cells, model, "nowhere", progress=False)

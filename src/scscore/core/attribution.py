@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -101,6 +102,24 @@ class LatentAttribution:
     baseline: Tensor
     displacement: Tensor
     correction: Tensor
+
+
+class Encoded(NamedTuple):
+    """Cells before a non-linear encoder.
+
+    Attributes
+    ----------
+    cells
+        Inputs of the encoder, ``(n, n_inputs)``.
+    to_points
+        From such inputs to points of the engine's space.
+    baseline
+        From points of the engine's space to inputs.
+    """
+
+    cells: Tensor
+    to_points: Evidence
+    baseline: Evidence
 
 
 def dissipation_parts(
@@ -217,6 +236,7 @@ def attribute(
     n_paths: int,
     n_segments: int = 8,
     start: int = 0,
+    encoded: Encoded | None = None,
 ) -> LatentAttribution:
     """Integrated gradients of the evidence of a chunk of cells, one draw per antithetic pair of trajectories.
 
@@ -234,12 +254,22 @@ def attribute(
         Jumps per trajectory, and trajectories (an even number).
     n_segments
         Parts of the line between baseline and cell.
+    encoded
+        The cells before a non-linear encoder, whose space then takes the place of that of `z`.
     """
+    to_points: Evidence = torch.nn.Identity()
     baseline = contrast.baseline(model.reference)
+    if encoded is not None:
+        z, baseline, to_points = encoded.cells, encoded.baseline(baseline), encoded.to_points
     n_draws = 1 if model.denoiser is None else n_paths // 2
     parts = []
     for pair in range(n_draws):
         evidence = frozen_evidence(model, contrast, noise=noise, start=start, pair=pair, n_steps=n_steps)
-        parts.append(integrated_gradients(evidence, z, baseline, n_segments=n_segments))
+        along = partial(_composed, evidence, to_points)
+        parts.append(integrated_gradients(along, z, baseline, n_segments=n_segments))
     gradient, value, value_at_baseline, correction = (torch.stack(part).detach() for part in zip(*parts, strict=True))
     return LatentAttribution(gradient, value, value_at_baseline, z.to(torch.float64) - baseline, correction)
+
+
+def _composed(evidence: Evidence, to_points: Evidence, inputs: Tensor) -> Tensor:
+    return evidence(to_points(inputs))

@@ -100,6 +100,10 @@ class Whitening(nn.Module):
         used = x[:, : len(self.center)].to(self.center.dtype)
         return ((used - self.center) @ self.matrix).to(torch.float32)
 
+    def inverse(self, z: Tensor) -> Tensor:
+        """The leading features whose whitened point is `z`, float64 ``(n, n_features)``."""
+        return torch.linalg.solve(self.matrix, z.to(self.center.dtype), left=False) + self.center
+
     @property
     def log_abs_det(self) -> float:
         """Log volume factor in nats: log p(x) = log p(z) + log_abs_det."""
@@ -189,10 +193,10 @@ def _choose(candidates: Sequence[Candidate]) -> Candidate:
     return max(ties, key=lambda candidate: (candidate.shape.n_features, -candidate.losses.mean()))
 
 
-def clearly_worse(losses: Array, best: Array) -> bool:
-    """Whether the mean of `losses` exceeds that of `best` by more than one standard error of the paired difference."""
+def clearly_worse(losses: Array, best: Array, *, standard_errors: float = 1.0) -> bool:
+    """Whether the mean of `losses` exceeds that of `best` by more than so many standard errors of the paired difference."""
     difference = losses - best
-    return bool(difference.mean() > difference.std() / np.sqrt(len(difference)))
+    return bool(difference.mean() > standard_errors * difference.std() / np.sqrt(len(difference)))
 
 
 def build_reference(

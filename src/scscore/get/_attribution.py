@@ -11,8 +11,8 @@ from scscore.io.energies import stored_params
 from scscore.io.keys import Keys
 
 
-def attribution(adata: AnnData, *, key: str = "scscore") -> AnnData:
-    """Attributions of all classes, as classes x genes.
+def attribution(adata: AnnData, *, gene_sets: bool = False, key: str = "scscore") -> AnnData:
+    """Attributions of all classes, as classes x genes, or classes x gene sets.
 
     Rows are classes and columns genes, so that what takes cells x genes takes it: plots of scanpy, with the condition as `groupby`,
     and methods that score gene sets.
@@ -21,6 +21,8 @@ def attribution(adata: AnnData, *, key: str = "scscore") -> AnnData:
     ----------
     adata
         Cells after :func:`scscore.tl.attribute`.
+    gene_sets
+        Give the sums over the gene sets of that call instead of genes: ``X`` and ``layers["se"]``.
     key
         The `key_added` of that call.
 
@@ -30,6 +32,7 @@ def attribution(adata: AnnData, *, key: str = "scscore") -> AnnData:
 
     - ``X``: mean nats per gene, float32;
     - ``layers["se"]``: its standard error over cells; NaN for a class with one cell;
+    - ``layers["pvalue"]``, ``layers["fdr"]``: after :func:`scscore.tl.attribution_test`;
     - ``layers["presence"]``, ``layers["absence"]``: the parts from expression above and below the baseline, whose sum is ``X``;
     - ``obs``: the class under the name of the condition, ``n_cells``, and ``baseline``, the mean evidence at the baseline, nats;
     - ``var``: that of `adata`;
@@ -78,24 +81,41 @@ def attribution(adata: AnnData, *, key: str = "scscore") -> AnnData:
             )
         return np.ascontiguousarray(found[:, rows].T)
 
-    mean, presence = values(keys.attribution), values(keys.attribution_presence)
     condition, kept = stored_params(adata, keys.attribution)["condition"], [names[row] for row in rows]
     obs = pd.DataFrame(
         {"n_cells": n_cells[rows], "baseline": np.asarray(stored["baseline"], dtype=np.float64)[rows]},
         index=pd.Index(kept, dtype=object),
     )
     obs[condition] = pd.Categorical(kept, categories=kept)
-    result = AnnData(
-        mean,
-        obs=obs,
-        var=adata.var.copy(),
-        layers={"se": values(keys.attribution_se), "presence": presence, "absence": mean - presence},
-        uns={"params": str(stored["params"])},
-    )
+    if gene_sets:
+        mean, layers, var = _of_sets(adata, keys, kept)
+    else:
+        mean, var, tested = values(keys.attribution), adata.var.copy(), (keys.attribution_pvalue, keys.attribution_fdr)
+        presence = values(keys.attribution_presence)
+        layers = {"se": values(keys.attribution_se), "presence": presence, "absence": mean - presence}
+        layers |= {
+            name: values(slot) for name, slot in zip(("pvalue", "fdr"), tested, strict=True) if slot in adata.varm
+        }
+    result = AnnData(mean, obs=obs, var=var, layers=layers, uns={"params": str(stored["params"])})
     colors = _colors(adata, (condition, keys.label), kept)
     if colors is not None:
         result.uns[f"{condition}_colors"] = colors
     return result
+
+
+def _of_sets(
+    adata: AnnData, keys: Keys, classes: list[str]
+) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]], pd.DataFrame]:
+    """Mean and standard error of the gene sets over the cells whose target is a class."""
+    names = adata.uns[keys.attribution].get("gene_sets")
+    if names is None or keys.attribution_sets not in adata.obsm:
+        raise KeyError(
+            f"adata.obsm[{keys.attribution_sets!r}] is missing (key={keys.key_added!r}): run scscore.tl.attribute with gene_sets=."
+        )
+    table = pd.DataFrame(np.asarray(adata.obsm[keys.attribution_sets]), columns=[str(name) for name in names])
+    groups = table.groupby(adata.obs[keys.target].astype(str).to_numpy())
+    mean, error = (found.loc[classes].to_numpy(dtype=np.float32) for found in (groups.mean(), groups.sem()))
+    return mean, {"se": error}, pd.DataFrame(index=table.columns)
 
 
 def _colors(adata: AnnData, columns: tuple[str, ...], names: list[str]) -> list[str] | None:

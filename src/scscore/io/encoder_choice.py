@@ -19,6 +19,7 @@ from scscore.io.representation import InputKind, PCAEncoder, log_normalise
 DEFAULT_TARGET = 1e4
 _MAX_PCA_CELLS = 20_000
 _CHOICE_FEATURES, _CHOICE_CELLS, _CHOICE_SPLITS = 20, 5_000, 3
+_TIE = 0.5  # standard errors
 
 
 def informative_genes(
@@ -123,8 +124,8 @@ def choose_encoder(
 ) -> tuple[PCAEncoder, Array, list[tuple[Array, Array]], bool]:
     """Encoders of genes as they are and of genes at unit variance: the one with the lower cross-validated loss.
 
-    As they are, markers outweigh noise, which is better on most data. Where few, well chosen genes were measured, unit
-    variance can be better.
+    As they are, markers outweigh noise, which is better on most data and carries over to other studies. Where few, well chosen
+    genes were measured, unit variance can be better; a gain of less than half its standard error is a tie.
 
     Parameters
     ----------
@@ -148,8 +149,8 @@ def choose_encoder(
             break
         candidates = shapes(folds[0].x_train.shape[1])
         found = cross_validate(folds, n_classes=len(log_prior), log_prior=log_prior, shapes=candidates)
-        losses.append(found.losses.mean())
-    best = int(np.argmin(losses)) if losses else 0
+        losses.append(found.losses)
+    best = int(len(losses) == 2 and clearly_worse(*losses, standard_errors=_TIE))
     encoder, x = fit_encoder(chunk, genes, unit_variance=bool(best), **how)
     return encoder, x, tried[best], bool(best)
 

@@ -82,7 +82,7 @@ def align_genes(genes: NDArray[np.str_], query: AnnData) -> GeneAlignment:
         )
     if alignment.n_missing:
         strength = "Many genes are missing, expect a loss of accuracy: " if alignment.overlap < _WARN_BELOW else ""
-        warnings.warn(f"{strength}{alignment.report()}.", UserWarning, stacklevel=5)
+        warnings.warn(f"{strength}{alignment.report()}.", UserWarning, stacklevel=6)
     return alignment
 
 

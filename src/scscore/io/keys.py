@@ -84,6 +84,21 @@ class Keys:
         return f"{self.key_added}_attribution_presence"
 
     @property
+    def attribution_sets(self) -> str:
+        """``obsm``: nats of every gene set."""
+        return f"{self.key_added}_attribution_sets"
+
+    @property
+    def attribution_pvalue(self) -> str:
+        """``varm``: permutation p-value of the attribution."""
+        return f"{self.key_added}_attribution_pvalue"
+
+    @property
+    def attribution_fdr(self) -> str:
+        """``varm``: the same, adjusted for the number of genes."""
+        return f"{self.key_added}_attribution_fdr"
+
+    @property
     def target(self) -> str:
         """``obs``: class for which the evidence is, categorical."""
         return f"{self.key_added}_target"

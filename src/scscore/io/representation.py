@@ -120,10 +120,18 @@ class PCAEncoder:
         position
             Column of every gene of the model in the chunk, -1 where missing. ``None``: the model's own genes.
         """
-        return self._encode(chunk, self._projection(position, chunk.shape[1]))
+        projection = self._projection(position, chunk.shape[1])
+        return _project(log_normalise(chunk, self.kind, projection.target_sum, projection.known), projection)
 
     def chunks(self, adata: AnnData, *, layer: str | None = None, size: int = 4096) -> Iterator[tuple[int, Matrix]]:
         """First row and points of one chunk of cells after the other; genes are aligned and values checked."""
+        for start, _, x in self.expression_chunks(adata, layer=layer, size=size):
+            yield start, x
+
+    def expression_chunks(
+        self, adata: AnnData, *, layer: str | None = None, size: int = 4096
+    ) -> Iterator[tuple[int, Chunk, Matrix]]:
+        """First row, log expression ``(n, n_vars)`` as the encoder sees it, and points of one chunk of cells after the other."""
         position: NDArray[np.int64] | None = align_genes(self.genes, adata).position
         if np.array_equal(position, np.arange(adata.n_vars)):  # type: ignore[arg-type]
             position = None
@@ -133,7 +141,8 @@ class PCAEncoder:
             check_values(chunk, self.kind)
         projection = self._projection(position, adata.n_vars)
         for start, chunk in reader.chunks(size):
-            yield start, self._encode(chunk, projection)
+            expression = log_normalise(chunk, self.kind, projection.target_sum, projection.known)
+            yield start, expression, _project(expression, projection)
 
     def transform(self, adata: AnnData, *, layer: str | None = None) -> Matrix:
         """Points of all cells, see :meth:`chunks`."""
@@ -160,10 +169,6 @@ class PCAEncoder:
         offset = self.mean[found] @ self.components[found]
         return _Projection(components, offset, known, self.target_sum * float(self.share[found].sum()))
 
-    def _encode(self, chunk: Chunk, projection: _Projection) -> Matrix:
-        expression = log_normalise(chunk, self.kind, projection.target_sum, projection.known)
-        return np.asarray(expression @ projection.components, dtype=np.float64) - projection.offset
-
 
 class _Projection(NamedTuple):
     """What turns the columns of a query into points: loadings by column, their centre, known genes, count total."""
@@ -172,6 +177,10 @@ class _Projection(NamedTuple):
     offset: Matrix
     known: NDArray[np.bool_] | None
     target_sum: float
+
+
+def _project(expression: Chunk, projection: _Projection) -> Matrix:
+    return np.asarray(expression @ projection.components, dtype=np.float64) - projection.offset
 
 
 class ObsmRepresentation:

@@ -1,6 +1,7 @@
 """Tools: fit a model, classify cells, see which genes and which noise levels decided, map the energies."""
 
 from scscore.tl._attribute import attribute
+from scscore.tl._attribution_test import attribution_test
 from scscore.tl._calibrate import calibrate
 from scscore.tl._classify import classify
 from scscore.tl._dissipation import dissipation
@@ -9,4 +10,14 @@ from scscore.tl._energy_landscape import energy_landscape
 from scscore.tl._fit import fit
 from scscore.tl._funnel import funnel
 
-__all__ = ["attribute", "calibrate", "classify", "dissipation", "energy", "energy_landscape", "fit", "funnel"]
+__all__ = [
+    "attribute",
+    "attribution_test",
+    "calibrate",
+    "classify",
+    "dissipation",
+    "energy",
+    "energy_landscape",
+    "fit",
+    "funnel",
+]

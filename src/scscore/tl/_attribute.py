@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -16,13 +16,14 @@ from tqdm.auto import tqdm
 
 from scscore._logging import logger
 from scscore._version import __version__
-from scscore.core.attribution import Contrast, dissipation_parts
+from scscore.core.attribution import Contrast, Encoded, dissipation_parts
 from scscore.core.attribution import attribute as attribute_points
 from scscore.core.calibration import log_posterior
 from scscore.core.diffusion import ConditionalDiffusion
 from scscore.core.likelihood import log_likelihood
 from scscore.core.trajectories import NoiseStream
-from scscore.io.gene_space import expression_chunks, gene_space
+from scscore.io.gene_sets import GeneSets
+from scscore.io.gene_space import EncodedGenes, GeneChunk, Genes, LinearGenes, Map
 from scscore.io.keys import Keys
 from scscore.io.representation import PCAEncoder
 from scscore.model import ScoreModel, json_params, jsonable
@@ -49,7 +50,10 @@ def attribute(
     reference: str = "rest",
     method: Method = "integrated_gradients",
     per_cell: bool | int = False,
+    gene_sets: str | Mapping[str, Sequence[str]] | None = None,
     layer: str | None = None,
+    encoder: str | Callable[[torch.Tensor], torch.Tensor] | None = None,
+    decoder: Callable[[torch.Tensor], torch.Tensor] | None = None,
     n_steps: int | None = None,
     n_paths: int = 2,
     n_segments: int = 8,
@@ -75,7 +79,7 @@ def attribute(
     adata
         Cells, with the kind of values that the model was fitted on; in memory, backed or with dask arrays.
     model
-        From :func:`scscore.tl.fit` or :func:`scscore.load`, with its own encoder.
+        From :func:`scscore.tl.fit` or :func:`scscore.load`.
     target
         ``None``: every cell's own most probable class. The name of a class: that class, for all cells. The name of a column of
         ``obs`` with class names: the class that stands there.
@@ -89,8 +93,16 @@ def attribute(
     per_cell
         Keep the attributions of every cell, too: ``True`` all of them, dense; a number only so many genes per cell, those of the
         largest size, sparse.
+    gene_sets
+        Sum the attributions of every cell over sets, too: a mapping from names to genes (of which some may be missing), or a
+        column of ``var``, such as the modality of a feature.
     layer
-        Layer with the values; ``None`` is ``X``.
+        Layer with the values; ``None`` is ``X``. For a model of a stored representation, the values that it was computed from.
+    encoder, decoder
+        For a model that was fitted with `use_rep`. ``None``: the loadings of ``sc.pp.pca`` in ``varm["PCs"]``; a string: other loadings in
+        ``varm``; a function: a differentiable encoder, from a float32 tensor ``(n, n_vars)`` of expression to points ``(n, n_features)``,
+        such as the mean of an autoencoder in evaluation mode. The line from baseline to cell then runs in genes, and its baseline is decoded by
+        `decoder`, or by a ridge regression of expression on points.
     n_steps, n_paths
         Jumps per noising trajectory (``None``: as for the classification), and trajectories per cell (an even number).
     n_segments
@@ -122,19 +134,19 @@ def attribute(
     - ``obs[f"{k}_evidence"]`` and ``obs[f"{k}_evidence_baseline"]``: evidence of the cell, and the part of it that is there at the baseline
       already, nats (float32);
     - ``layers[f"{k}_attribution"]`` with `per_cell`: nats, float32 ``(n_obs, n_vars)``;
+    - ``obsm[f"{k}_attribution_sets"]`` with `gene_sets`: nats, float32 ``(n_obs, n_sets)``, in the order of ``gene_sets`` in ``uns``;
     - ``uns[f"{k}_attribution"]``: ``classes``, ``n_cells``, ``baseline`` (mean evidence at the baseline, nats), ``completeness`` (largest difference
-      of the sum over genes from the evidence less its baseline, relative to the larger of one nat and this; what missing genes and
-      covariates contribute is in it), ``params`` (JSON), ``model_hash``, ``version``.
+      of the sum over genes from the evidence less its baseline, relative to the larger of one nat and this), ``params`` (JSON), ``model_hash``, ``version``.
 
     Raises
     ------
     TypeError
         Not an AnnData, or not a ScoreModel.
     KeyError
-        Unknown layer, or a target that is neither a class nor a column.
+        Unknown layer, loadings or column of ``var``, or a target that is neither a class nor a column.
     ValueError
-        A model without classes or without an encoder of its own, an unknown reference, a reference that is the target, labels that are
-        no classes, and what :func:`scscore.tl.classify` refuses.
+        A model without classes, loadings or an encoder that do not lead from the values to the representation, an unknown reference, a
+        reference that is the target, labels that are no classes, gene sets without a gene, and what :func:`scscore.tl.classify` refuses.
 
     Examples
     --------
@@ -161,14 +173,10 @@ def attribute(
     check_positive("batch_size", batch_size, optional=False)
     if not isinstance(per_cell, bool):
         check_positive("per_cell", per_cell, optional=False)
-    encoder, classes = model.representation, model.classes.tolist()
+    classes = model.classes.tolist()
     if len(classes) < 2:
         raise ValueError(
             "model holds one density and no classes (fitted with condition=None): there is nothing to compare."
-        )
-    if not isinstance(encoder, PCAEncoder):
-        raise ValueError(
-            f"model reads obsm[{encoder.key!r}], which has no genes: fit without use_rep= to attribute to genes."  # type: ignore[attr-defined]
         )
     if reference not in (*REFERENCES, *classes):
         raise ValueError(
@@ -179,52 +187,32 @@ def attribute(
     if method not in get_args(Method):
         raise ValueError(f"method must be one of {list(get_args(Method))}, got {method!r}.")
     fixed = _fixed_targets(adata, target, classes)
+    sets = None if gene_sets is None else GeneSets.of(gene_sets, adata)
     torch_device, n_steps = usable_device(device), n_steps or model.calibration.n_steps
-    log_prior = model.log_prior()
+    genes = _genes(adata, model, encoder, decoder, layer=layer)
+    split = _Split(model, genes, method, n_steps=n_steps, n_paths=n_paths, n_segments=n_segments, device=torch_device)
 
-    whitening = model.whitening
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # missing genes are reported once, by the chunks below
-        space = gene_space(encoder, adata, center=whitening.center.numpy(), matrix=whitening.matrix.numpy())
     sums = _Sums(np.zeros((3, len(classes), adata.n_vars)), np.zeros(len(classes), dtype=np.int64))
     evidence, at_baseline, targets = np.empty(adata.n_obs), np.empty(adata.n_obs), np.empty(adata.n_obs, dtype=np.int64)
-    worst, kept = 0.0, []
-    noise = NoiseStream(seed)
-    native = method == "dissipation"
-    # what is integrated: the whole evidence, or the part of the closed-form reference
-    integrated = (
-        ConditionalDiffusion(model.diffusion.schedule, model.diffusion.reference) if native else model.diffusion
-    )
-    maps = [torch.from_numpy(value).to(torch_device) for value in (space.loadings, space.dual)]
-    chunks = zip(
-        model.points(adata, layer=layer, batch_size=batch_size, device=torch_device),
-        expression_chunks(encoder, adata, layer=layer, size=batch_size),
-        strict=True,
-    )
+    worst, kept, in_sets = 0.0, [], []
+    noise, codes, log_prior = NoiseStream(seed), model.covariate_codes(adata), model.log_prior()
     with tqdm(total=adata.n_obs, desc="attribute", unit="cell", disable=not progress) as bar:
-        for (rows, z), (_, x) in chunks:
-            contrast = _contrast(
-                model, z, reference, None if fixed is None else fixed[rows], log_prior, n_steps, noise, rows
-            )
-            effort = {"noise": noise, "n_steps": n_steps, "n_paths": n_paths, "start": rows.start}
-            found = attribute_points(integrated, z, contrast, n_segments=n_segments, **effort)
-            gradient, displacement = (value.cpu().numpy() for value in (found.gradient.mean(0), found.displacement))
-            change = (found.evidence - found.baseline).mean(0).cpu().numpy()
-            above = x - space.expression(z.cpu().numpy().astype(np.float64) - displacement)
-            above[:, ~space.loadings.any(1)] = 0
-            parts = above * (gradient @ space.loadings.T)
-            whole = found.evidence.mean(0).cpu().numpy()
-            if native:
-                with torch.inference_mode():
-                    native_parts = dissipation_parts(model.diffusion, z, contrast, *maps, **effort)
-                of_genes, of_residual, whole = (value.cpu().numpy() for value in native_parts)
-                parts, change = parts + of_genes, change + of_residual
-            worst = max(worst, float((abs(parts.sum(1) - change) / np.maximum(abs(change), 1)).max()))
+        for chunk in genes.chunks(batch_size):
+            rows = slice(chunk.start, chunk.start + len(chunk.points))
+            points = model.without_covariates(chunk.points, codes[rows])
+            z = model.whitening(torch.from_numpy(points)).to(torch_device)
+            own = None if fixed is None else fixed[rows]
+            contrast = _contrast(model, z, reference, own, log_prior, n_steps, noise, rows)
+            found = split(chunk, z, points, contrast, noise)
             y = contrast.target.cpu().numpy()
-            sums.add(y, parts, np.where(above > 0, parts, 0))
-            evidence[rows], at_baseline[rows], targets[rows] = whole, whole - change, y
+            sums.add(y, found.parts, np.where(found.above > 0, found.parts, 0))
+            evidence[rows], at_baseline[rows], targets[rows] = found.evidence, found.evidence - found.change, y
+            worst = max(worst, found.completeness)
+            if sets is not None:
+                in_sets.append((found.parts @ sets.members).astype(np.float32))
             if per_cell:
-                kept.append(parts.astype(np.float32) if per_cell is True else _largest(parts, int(per_cell)))
+                whole = per_cell is True
+                kept.append(found.parts.astype(np.float32) if whole else _largest(found.parts, int(per_cell)))
             bar.update(len(z))
 
     target_adata = adata.copy() if copy else adata
@@ -242,6 +230,10 @@ def attribute(
         )
     elif keys.attribution in target_adata.layers:  # of an earlier call
         del target_adata.layers[keys.attribution]
+    if sets is not None:
+        target_adata.obsm[keys.attribution_sets] = np.concatenate(in_sets)
+    elif keys.attribution_sets in target_adata.obsm:
+        del target_adata.obsm[keys.attribution_sets]
     params = {
         "condition": model.params["condition"],
         "target": target,
@@ -251,6 +243,7 @@ def attribute(
         "n_steps": n_steps,
         "n_paths": n_paths,
         "n_segments": n_segments,
+        "encoder": encoder if encoder is None or isinstance(encoder, str) else "function",
         "seed": seed,
     }
     with np.errstate(invalid="ignore"):
@@ -260,6 +253,7 @@ def attribute(
         "n_cells": sums.n_cells,
         "baseline": baseline,
         "completeness": worst,
+        **({} if sets is None else {"gene_sets": np.array(sets.names, dtype=object)}),
         "params": json_params(jsonable(params)),
         "model_hash": model.hash,
         "version": __version__,
@@ -272,7 +266,8 @@ def attribute(
         [keys.attribution, keys.attribution_se, keys.attribution_presence],
         [keys.target, keys.evidence, keys.evidence_baseline],
         keys.attribution,
-        f", layers[{keys.attribution!r}]" if per_cell else "",
+        (f", layers[{keys.attribution!r}]" if per_cell else "")
+        + (f", obsm[{keys.attribution_sets!r}]" if sets is not None else ""),
     )
     return target_adata if copy else None
 
@@ -297,6 +292,108 @@ class _Sums:
             mean, square, presence = self.values / n
             error = np.where(n > 1, np.sqrt(np.maximum(square - mean**2, 0) / (n - 1)), np.nan)
         return tuple(np.ascontiguousarray(value.T.astype(np.float32)) for value in (mean, error, presence))
+
+
+class _Found(NamedTuple):
+    """Attributions of a chunk: nats per gene, expression above the baseline ``(n, n_vars)``, evidence, its change from the baseline ``(n,)``."""
+
+    parts: NDArray[np.float64]
+    above: NDArray[np.float64]
+    evidence: NDArray[np.float64]
+    change: NDArray[np.float64]
+
+    @property
+    def completeness(self) -> float:
+        """Largest difference of the sum over genes from the change of the evidence, relative to the larger of one nat and this."""
+        return float((abs(self.parts.sum(1) - self.change) / np.maximum(abs(self.change), 1)).max())
+
+
+class _Split:
+    """Splits the evidence of cells into genes, chunk by chunk."""
+
+    def __init__(self, model: ScoreModel, genes: Genes, method: Method, *, device: str, **effort: int) -> None:
+        diffusion = model.diffusion.to(device)
+        self.model, self.genes, self.device = model, genes, device
+        self.native, self.n_segments = method == "dissipation", effort.pop("n_segments")
+        self.effort: dict[str, Any] = effort
+        # what is integrated: the whole evidence, or the part of the closed-form reference
+        self.integrated = ConditionalDiffusion(diffusion.schedule, diffusion.reference) if self.native else diffusion
+        self.maps: list[torch.Tensor] = []
+        if isinstance(genes, LinearGenes):  # loadings and dual of the engine's space
+            matrix = model.whitening.matrix.numpy()
+            loadings, dual = (value[:, : len(matrix)] for value in (genes.loadings, genes.dual))
+            maps = loadings @ matrix, np.linalg.solve(matrix, dual.T).T
+            self.maps = [torch.from_numpy(value).to(device) for value in maps]
+
+    def __call__(
+        self, chunk: GeneChunk, z: torch.Tensor, points: NDArray[np.float64], contrast: Contrast, noise: NoiseStream
+    ) -> _Found:
+        """Attributions of the cells of a chunk, with their points ``z`` of the engine and `points` of the representation."""
+        d, whitening = z.shape[1], self.model.whitening
+        effort: dict[str, Any] = {**self.effort, "noise": noise, "start": chunk.start}
+        shift = torch.from_numpy(chunk.points - points)[
+            :, :d
+        ]  # of the covariates, which the baseline shares with its cell
+
+        def expression(baseline: torch.Tensor) -> NDArray[np.float64]:
+            return self.genes.expression((whitening.inverse(baseline.cpu()) + shift).numpy())
+
+        if not isinstance(self.genes, LinearGenes):
+            return self._encoded(chunk, z, contrast, expression, shift, effort)
+        found = attribute_points(self.integrated, z, contrast, n_segments=self.n_segments, **effort)
+        gradient = found.gradient.mean(0).cpu().numpy()
+        change, whole = (found.evidence - found.baseline).mean(0).cpu().numpy(), found.evidence.mean(0).cpu().numpy()
+        above = chunk.expression - expression(z - found.displacement)
+        above[:, ~self.genes.known] = 0
+        parts = above * (gradient @ self.maps[0].cpu().numpy().T)
+        if self.native:
+            with torch.inference_mode():
+                native = dissipation_parts(self.model.diffusion, z, contrast, *self.maps, **effort)
+            of_genes, of_residual, whole = (value.cpu().numpy() for value in native)
+            parts, change = parts + of_genes, change + of_residual
+        return _Found(parts, above, whole, change)
+
+    def _encoded(
+        self,
+        chunk: GeneChunk,
+        z: torch.Tensor,
+        contrast: Contrast,
+        expression: Callable[[torch.Tensor], NDArray[np.float64]],
+        shift: torch.Tensor,
+        effort: dict[str, Any],
+    ) -> _Found:
+        """Through a non-linear encoder: the line from baseline to cell runs in genes."""
+        encode, d, whitening = self.genes.encode, z.shape[1], self.model.whitening  # type: ignore[union-attr]
+
+        def to_points(x: torch.Tensor) -> torch.Tensor:
+            return whitening(encode(x.cpu())[:, :d] - shift).to(z)
+
+        cells = Encoded(
+            torch.from_numpy(chunk.expression), to_points, lambda baseline: torch.from_numpy(expression(baseline))
+        )
+        found = attribute_points(self.integrated, z, contrast, n_segments=self.n_segments, encoded=cells, **effort)
+        above = found.displacement.numpy()
+        change = (found.evidence - found.baseline).mean(0).cpu().numpy()
+        return _Found(above * found.gradient.mean(0).numpy(), above, found.evidence.mean(0).cpu().numpy(), change)
+
+
+def _genes(
+    adata: AnnData, model: ScoreModel, encoder: str | Map | None, decoder: Map | None, *, layer: str | None
+) -> Genes:
+    """What leads from genes to the model's representation."""
+    own = model.representation
+    if decoder is not None and (encoder is None or isinstance(encoder, str)):
+        raise ValueError("decoder= is of use only together with a function as encoder=.")
+    if isinstance(own, PCAEncoder):
+        if encoder is not None:
+            raise ValueError(
+                "encoder= is for models that were fitted with use_rep=; this one has an encoder of its own."
+            )
+        return LinearGenes.of_encoder(own, adata, layer=layer)
+    key = own.key  # type: ignore[attr-defined]
+    if encoder is None or isinstance(encoder, str):
+        return LinearGenes.of_loadings(adata, key, encoder or "PCs", layer=layer)
+    return EncodedGenes.of(adata, key, encoder, decoder, layer=layer)
 
 
 def _fixed_targets(adata: AnnData, target: str | None, classes: list[str]) -> NDArray[np.int64] | None:
