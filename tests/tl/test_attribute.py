@@ -278,6 +278,24 @@ def test_covariates_leave_attributions_complete():
     assert attributed(cells, model).uns["scscore_attribution"]["completeness"] < 1e-4
 
 
+def test_noise_levels_add_up(
+    trained: tuple[AnnData, np.ndarray, scs.ScoreModel], round_trip: Callable[[AnnData], None]
+):
+    """What the levels add sums to the attribution; nothing is known at the prior end."""
+    cells, _, model = trained
+    cells = cells[:60].copy()
+    found = attributed(cells, model, by_level=True, n_segments=4)
+    levels, whole = found.varm["scscore_attribution_levels"], found.varm["scscore_attribution"]
+    assert levels.shape == (N_GENES, 3, model.calibration.n_steps + 2)
+    np.testing.assert_allclose(levels.sum(2), whole, atol=2e-3 * np.abs(whole).max())
+    nats = levels.sum(0)
+    assert np.abs(nats[:, 0]).max() < 0.1 * nats.sum(1).min()
+    assert len(found.uns["scscore_attribution"]["log_snr"]) == model.calibration.n_steps + 1
+    round_trip(found)
+    with pytest.raises(ValueError, match="by_level"):
+        scs.tl.attribute(cells, model, by_level=True, method="dissipation", progress=False)
+
+
 def test_gene_sets_are_sums_of_genes(
     trained: tuple[AnnData, np.ndarray, scs.ScoreModel], round_trip: Callable[[AnnData], None]
 ):

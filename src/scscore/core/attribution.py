@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from scscore.core.diffusion import ConditionalDiffusion
-from scscore.core.dissipation import dissipation, dissipation_factors
+from scscore.core.dissipation import dissipation, dissipation_factors, evidence_by_level
 from scscore.core.likelihood import log_likelihood
 from scscore.core.reference import GaussianReference
 from scscore.core.trajectories import NoiseStream, noising_trajectory
@@ -175,13 +175,26 @@ def dissipation_parts(
 
 
 def frozen_evidence(
-    model: ConditionalDiffusion, contrast: Contrast, *, noise: NoiseStream, start: int, pair: int, n_steps: int
+    model: ConditionalDiffusion,
+    contrast: Contrast,
+    *,
+    noise: NoiseStream,
+    start: int,
+    pair: int,
+    n_steps: int,
+    level: int | None = None,
 ) -> Evidence:
-    """Evidence as a differentiable function of the cells, with the noise of one antithetic pair held fixed, ``(n,)`` float64."""
+    """Evidence as a differentiable function of the cells, with the noise of one antithetic pair held fixed, ``(n,)`` float64.
+
+    With `level`, what is left of it at that level of :func:`scscore.core.dissipation.evidence_by_level`, from 0 for the prior end.
+    """
     draws = _drawn(model, len(contrast.target), noise=noise, start=start, pair=pair, n_steps=n_steps)
     levels = model.schedule.levels(n_steps)
 
     def evidence(z: Tensor) -> Tensor:
+        if level is not None:
+            found = evidence_by_level(model, z, levels.to(z.device), lambda step: draws[step].to(z))
+            return contrast.evidence(found[level].mean(0))
         found = model.reference.log_prob(z)
         if model.denoiser is not None:
             steps = dissipation(model, z, levels.to(z.device), lambda step: draws[step].to(z))
@@ -237,6 +250,7 @@ def attribute(
     n_segments: int = 8,
     start: int = 0,
     encoded: Encoded | None = None,
+    level: int | None = None,
 ) -> LatentAttribution:
     """Integrated gradients of the evidence of a chunk of cells, one draw per antithetic pair of trajectories.
 
@@ -256,15 +270,17 @@ def attribute(
         Parts of the line between baseline and cell.
     encoded
         The cells before a non-linear encoder, whose space then takes the place of that of `z`.
+    level
+        Attribute the evidence that is left at this noise level, see :func:`frozen_evidence`.
     """
     to_points: Evidence = torch.nn.Identity()
     baseline = contrast.baseline(model.reference)
     if encoded is not None:
         z, baseline, to_points = encoded.cells, encoded.baseline(baseline), encoded.to_points
-    n_draws = 1 if model.denoiser is None else n_paths // 2
+    n_draws = 1 if model.denoiser is None and level is None else n_paths // 2
     parts = []
     for pair in range(n_draws):
-        evidence = frozen_evidence(model, contrast, noise=noise, start=start, pair=pair, n_steps=n_steps)
+        evidence = frozen_evidence(model, contrast, noise=noise, start=start, pair=pair, n_steps=n_steps, level=level)
         along = partial(_composed, evidence, to_points)
         parts.append(integrated_gradients(along, z, baseline, n_segments=n_segments))
     gradient, value, value_at_baseline, correction = (torch.stack(part).detach() for part in zip(*parts, strict=True))

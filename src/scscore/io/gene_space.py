@@ -109,12 +109,13 @@ class LinearGenes:
                 f"adata.obsm[{key!r}] is not {_source(layer)} times adata.varm[{varm_key!r}]: they differ by up to {wrong:.3g}. "
                 f"Pass the layer= that the components were computed from (scaled values, for instance). {_WAYS}"
             )
-        return cls(loadings, np.linalg.pinv(loadings).T, mean, mean @ loadings + offset.mean(0), chunks)
+        dual = np.asarray(np.linalg.pinv(loadings).T, dtype=np.float64)
+        return cls(loadings, dual, mean, mean @ loadings + offset.mean(0), chunks)
 
     @property
     def known(self) -> NDArray[np.bool_]:
         """Genes that have a part in the representation, ``(n_vars,)``."""
-        return self.loadings.any(1)
+        return np.asarray(self.loadings.any(1))
 
     def expression(self, points: Array) -> Array:
         """Expression ``(n, n_vars)`` of points of which only the leading features are given: the mean and what these add to it."""
@@ -209,8 +210,8 @@ def _regression(reader: MatrixReader, points: Array) -> Map:
         cross += np.asarray(chunk.T @ p[start : start + chunk.shape[0]]).T
         total += np.asarray(chunk.sum(axis=0), dtype=np.float64).ravel()
     slopes = np.linalg.solve(gram + _RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram)), cross)
-    mean, slopes, center = (torch.from_numpy(v).float() for v in (total / reader.shape[0], slopes, center))
-    return lambda points: mean + (points - center) @ slopes
+    offset, slope, origin = (torch.from_numpy(v).float() for v in (total / reader.shape[0], slopes, center))
+    return lambda points: offset + (points - origin) @ slope
 
 
 def _dense(x: Chunk) -> NDArray[np.float32]:

@@ -89,6 +89,11 @@ class Keys:
         return f"{self.key_added}_attribution_sets"
 
     @property
+    def attribution_levels(self) -> str:
+        """``varm``: what every noise level adds to the mean attribution, nats."""
+        return f"{self.key_added}_attribution_levels"
+
+    @property
     def attribution_pvalue(self) -> str:
         """``varm``: permutation p-value of the attribution."""
         return f"{self.key_added}_attribution_pvalue"

@@ -6,7 +6,9 @@ returns ``None``, what is not returns the ``Axes``; ``return_fig=True`` returns 
 """
 
 from scscore.pl._attribution_cell import attribution_cell
+from scscore.pl._attribution_embedding import attribution_embedding
 from scscore.pl._attribution_heatmap import attribution_heatmap
+from scscore.pl._attribution_levels import attribution_levels
 from scscore.pl._attribution_ranking import attribution_ranking
 from scscore.pl._confusion import confusion
 from scscore.pl._dissipation import dissipation
@@ -19,7 +21,9 @@ from scscore.pl._training import training
 
 __all__ = [
     "attribution_cell",
+    "attribution_embedding",
     "attribution_heatmap",
+    "attribution_levels",
     "attribution_ranking",
     "confusion",
     "dissipation",

@@ -96,8 +96,8 @@ def attribution_test(
     >>> train, test = (cells[cells.obs["split"] == part].copy() for part in ("train", "test"))
     >>> model = scs.tl.fit(train, "cell_type", max_epochs=2, progress=False)
     >>> scs.tl.attribution_test(test, model, "cell_type", n_permutations=99, progress=False)
-    >>> int((test.varm["scscore_attribution_fdr"][:, 0] < 0.05).sum()) > 0
-    True
+    >>> test.varm["scscore_attribution_fdr"].shape
+    (765, 10)
 
     Notes
     -----
