@@ -78,3 +78,26 @@ def test_groups_that_are_classes_give_a_warning_and_ungrouped_splits():
     y = np.arange(80) % 4
     with pytest.warns(UserWarning, match="every group holds all cells of some class"):
         check(make_folds(y, y.astype(str), seed=0), y)
+
+
+def test_guides_lie_within_classes():
+    """Whole guides are held out where a target has several, single cells where it has one."""
+    y = np.repeat([0, 1, 2], [120, 80, 60])
+    guides = np.concatenate(
+        [np.repeat([f"nt{i}" for i in range(6)], 20), np.repeat(["a1", "a2"], 40), np.repeat("b1", 60)]
+    )
+    splits = make_folds(y, guides, seed=0)
+    seen = np.concatenate([test for _, test in splits])
+    assert len(splits) == 5
+    assert sorted(seen) == list(range(260))
+    for train, test in splits:
+        assert set(y[train]) == {0, 1, 2}
+        shared = set(guides[train]) & set(guides[test])
+        assert shared <= {"b1"}
+        assert 8 <= (guides[test] == "b1").sum() <= 16
+
+
+def test_one_group_per_class_is_no_grouping():
+    y = np.repeat([0, 1], 30)
+    with pytest.warns(UserWarning, match="No group can be held out"):
+        make_folds(y, np.where(y == 0, "a", "b"), seed=0)

@@ -325,10 +325,19 @@ def test_only_anndata_is_taken(model: scs.ScoreModel, value: Any):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning:mudata")
-def test_mudata_is_told_to_pass_a_modality(counts: AnnData, model: scs.ScoreModel):
-    both = MuData({"rna": counts})
-    for call in (fit, lambda cells: classify(cells, model)):
-        refused(call, both, TypeError, r"adata is a MuData with \['rna'\]; pass one modality: mdata\['rna'\]")
+def test_mudata(counts: AnnData, model: scs.ScoreModel):
+    """Where no modality can be named, the message says what to pass; where one can, its name is checked."""
+    both = MuData({"rna": counts, "gdo": counts[:, :3].copy()})
+    refused(
+        lambda cells: scs.tl.energy(cells, model),
+        both,
+        TypeError,
+        r"adata is a MuData with .*; pass one modality: mdata\['rna'\]",
+    )
+    refused(lambda cells: fit(cells, modality="prot"), both, KeyError, "modality='prot' is not in the MuData")
+    refused(lambda cells: classify(cells, model, modality="rna"), counts, ValueError, "modality='rna' is for MuData")
+    two = MuData({"a": counts, "b": counts[:, :3].copy()})
+    refused(lambda cells: classify(cells, model), two, ValueError, r"modality must name one of \['a', 'b'\]")
 
 
 @pytest.mark.parametrize("value", ["pbmc.scscore", None, 3])

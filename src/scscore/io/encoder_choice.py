@@ -17,6 +17,8 @@ from scscore.io.readers import Chunk
 from scscore.io.representation import InputKind, PCAEncoder, log_normalise
 
 DEFAULT_TARGET = 1e4
+PANEL = 100
+"""So many genes, or fewer, were chosen with care: all of their components may be of use."""
 _MAX_PCA_CELLS = 20_000
 _CHOICE_FEATURES, _CHOICE_CELLS, _CHOICE_SPLITS = 20, 5_000, 3
 _TIE = 0.5  # standard errors
@@ -62,7 +64,7 @@ def choose_target_sum(
         return DEFAULT_TARGET
     median = float(np.median(np.asarray(chunk.sum(axis=1)).ravel()))
     candidates = [DEFAULT_TARGET, *(t for t in (median / 3, median / 10) if t > 0)]
-    n_features = min(_CHOICE_FEATURES, chunk.shape[1])
+    n_features = chunk.shape[1] if chunk.shape[1] <= PANEL else _CHOICE_FEATURES
     losses = []
     for target in candidates:
         folds = []

@@ -17,6 +17,9 @@ Split = tuple[NDArray[np.int64], NDArray[np.int64]]
 def make_folds(y: NDArray[np.integer], groups: NDArray[np.str_] | None, *, seed: int) -> list[Split]:
     """Stratified splits into training and held-out cells, by whole groups where there are any.
 
+    Groups may cross the classes (donors) or lie within them (the guides of a target). Within them, every class with at least two groups
+    has whole groups held out, the others single cells.
+
     Every class has at least one cell in the training part of every split. Groups that make this impossible (a class that
     one donor alone has) are not held out. Where no grouped split is left, or where there are fewer than four groups (too
     many cells would be held out), cells are split without groups, with a warning.
@@ -34,6 +37,8 @@ def make_folds(y: NDArray[np.integer], groups: NDArray[np.str_] | None, *, seed:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
         if groups is not None:
+            if (nested := _nested(y, groups, seed)) is not None:
+                return nested
             n_groups = len(np.unique(groups))
             splits = _grouped(y, groups, n_classes, min(N_FOLDS, n_groups), seed) if n_groups >= MIN_GROUPS else []
             if splits:
@@ -59,3 +64,22 @@ def _grouped(y: NDArray[np.integer], groups: NDArray[np.str_], n_classes: int, n
         for train, test in splitter.split(y, y, groups)
         if len(test) and len(np.unique(y[train])) == n_classes
     ]
+
+
+def _nested(y: NDArray[np.integer], groups: NDArray[np.str_], seed: int) -> list[Split] | None:
+    """Splits where every group lies within one class and some class has several; None where that is not so."""
+    names, codes = np.unique(groups, return_inverse=True)
+    classes_of = [set(y[codes == code].tolist()) for code in range(len(names))]
+    n_groups = np.bincount([label for labels in classes_of for label in labels], minlength=int(y.max()) + 1)
+    if any(len(labels) > 1 for labels in classes_of) or n_groups.max() < 2 or len(n_groups) < 2:
+        return None
+    rng, fold_of = np.random.default_rng(seed), np.empty(len(y), dtype=np.int64)
+    for label, n in enumerate(n_groups):
+        cells = np.flatnonzero(y == label)
+        units = codes[cells] if n > 1 else np.arange(len(cells))
+        order = rng.permutation(np.unique(units))
+        place = np.empty(int(units.max()) + 1, dtype=np.int64)
+        place[order] = (np.arange(len(order)) + rng.integers(N_FOLDS)) % N_FOLDS
+        fold_of[cells] = place[units]
+    splits = [(np.flatnonzero(fold_of != i), np.flatnonzero(fold_of == i)) for i in range(N_FOLDS)]
+    return [(train, test) for train, test in splits if len(test) and len(np.unique(y[train])) == len(n_groups)] or None

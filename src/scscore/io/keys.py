@@ -119,6 +119,21 @@ class Keys:
         return f"{self.key_added}_evidence"
 
     @property
+    def response(self) -> str:
+        """``obs``: probability that the cell responded to the perturbation it was assigned to."""
+        return f"{self.key_added}_response"
+
+    @property
+    def escape(self) -> str:
+        """``obs``: whether the cell looks like a control cell."""
+        return f"{self.key_added}_escape"
+
+    @property
+    def perturbation(self) -> str:
+        """``uns``: detectability, effect and similarity of perturbations."""
+        return f"{self.key_added}_perturbation"
+
+    @property
     def energy(self) -> str:
         """``obs``: energy -log p, nats."""
         return f"{self.key_added}_energy"

@@ -10,6 +10,7 @@ from scscore.tl._energy import energy
 from scscore.tl._energy_landscape import energy_landscape
 from scscore.tl._fit import fit
 from scscore.tl._funnel import funnel
+from scscore.tl._predict_perturbation import predict_perturbation
 from scscore.tl._sample import sample
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "energy_landscape",
     "fit",
     "funnel",
+    "predict_perturbation",
     "sample",
 ]

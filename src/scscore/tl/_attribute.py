@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,7 @@ from scscore.core.trajectories import NoiseStream
 from scscore.io.gene_sets import GeneSets
 from scscore.io.gene_space import EncodedGenes, GeneChunk, Genes, LinearGenes, Map
 from scscore.io.keys import Keys
+from scscore.io.modalities import of_modality
 from scscore.io.representation import PCAEncoder
 from scscore.model import ScoreModel, json_params, jsonable
 from scscore.tl._validate import (
@@ -38,12 +39,16 @@ from scscore.tl._validate import (
     usable_device,
 )
 
+if TYPE_CHECKING:
+    from mudata import MuData
+
+
 REFERENCES = ("rest", "runner-up", "marginal")
 Method = Literal["integrated_gradients", "dissipation"]
 
 
 def attribute(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: ScoreModel,
     *,
     target: str | None = None,
@@ -52,6 +57,7 @@ def attribute(
     per_cell: bool | int = False,
     by_level: bool = False,
     gene_sets: str | Mapping[str, Sequence[str]] | None = None,
+    modality: str | None = None,
     layer: str | None = None,
     encoder: str | Callable[[torch.Tensor], torch.Tensor] | None = None,
     decoder: Callable[[torch.Tensor], torch.Tensor] | None = None,
@@ -100,6 +106,8 @@ def attribute(
     gene_sets
         Sum the attributions of every cell over sets, too: a mapping from names to genes (of which some may be missing), or a
         column of ``var``, such as the modality of a feature.
+    modality
+        For a MuData: the modality to work on. ``None``: the only one, or ``"rna"``.
     layer
         Layer with the values; ``None`` is ``X``. For a model of a stored representation, the values that it was computed from.
     encoder, decoder
@@ -168,6 +176,7 @@ def attribute(
     -----
     Derivation: the *Attribution* page of the documentation. Integrated gradients: Sundararajan et al. 2017.
     """
+    adata = of_modality(adata, modality)
     check_adata(adata)
     check_model(model)
     keys, seed = Keys(key_added), seed_of(rng)

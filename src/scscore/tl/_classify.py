@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from scscore.core.likelihood import Estimator
 from scscore.core.stopping import Stopping
 from scscore.core.thinning import evenly_spread
 from scscore.io.keys import UNKNOWN, Keys
+from scscore.io.modalities import of_modality
 from scscore.model import Prior, ScoreModel, json_params, jsonable
 from scscore.tl._validate import (
     check_adata,
@@ -29,14 +30,18 @@ from scscore.tl._validate import (
     usable_device,
 )
 
+if TYPE_CHECKING:
+    from mudata import MuData
+
 _MOST_PATHS = 8  # times the usual number, where a precision is asked for
 _ENOUGH_CELLS_FOR_PRIOR = 5000
 
 
 def classify(
-    adata: AnnData,
+    adata: AnnData | MuData,
     model: ScoreModel,
     *,
+    modality: str | None = None,
     layer: str | None = None,
     prior: Prior | Literal["estimate"] | None = None,
     reject: float = 0.01,
@@ -67,6 +72,8 @@ def classify(
         in any order; genes that the model does not know are ignored, genes that are missing count as average.
     model
         From :func:`scscore.tl.fit` or :func:`scscore.load`.
+    modality
+        For a MuData: the modality to work on. ``None``: the only one, or ``"rna"``.
     layer
         Layer with the values; ``None`` is ``X``.
     prior
@@ -154,6 +161,7 @@ def classify(
     >>> cells.obsm["scscore_posterior"].shape
     (300, 3)
     """
+    adata = of_modality(adata, modality)
     check_adata(adata)
     check_model(model)
     if len(model.classes) < 2:

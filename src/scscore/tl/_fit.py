@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from anndata import AnnData
@@ -20,6 +20,7 @@ from scscore.core.reference_fit import Fold, ReferenceShape, candidate_shapes
 from scscore.core.schedule import NoiseSchedule
 from scscore.io.encoder_choice import (
     DEFAULT_TARGET,
+    PANEL,
     choose_encoder,
     choose_target_sum,
     fit_encoder,
@@ -29,6 +30,7 @@ from scscore.io.encoder_choice import (
 )
 from scscore.io.folds import make_folds
 from scscore.io.keys import Keys
+from scscore.io.modalities import of_modality
 from scscore.io.representation import ObsmRepresentation, Representation, log_depth, obsm_array, training_matrix
 from scscore.model import Calibration, Prior, ScoreModel, json_params, jsonable, resolve_prior
 from scscore.tl._validate import (
@@ -41,15 +43,20 @@ from scscore.tl._validate import (
     seed_of,
 )
 
+if TYPE_CHECKING:
+    from mudata import MuData
+
+
 _N_FEATURES = (20, 30, 50)
 _MAX_CHOICE_CELLS = 10_000
 _MIN_CELLS = 20  # of a density without classes
 
 
 def fit(
-    adata: AnnData,
+    adata: AnnData | MuData,
     condition: str | None,
     *,
+    modality: str | None = None,
     layer: str | None = None,
     use_rep: str | None = None,
     input: Literal["auto", "counts", "log"] = "auto",
@@ -86,6 +93,8 @@ def fit(
     condition
         Column of ``obs`` with the classes. Cells without a label are left out. ``None``: one density of all cells, for
         :func:`scscore.tl.energy`; its reference is a Gaussian mixture whose size is chosen by cross-validation.
+    modality
+        For a MuData: the modality to work on. ``None``: the only one, or ``"rna"``.
     layer
         Layer with the values; ``None`` is ``X``.
     use_rep
@@ -97,14 +106,16 @@ def fit(
     n_top_genes
         Use only this many highly variable genes. ``None``: all genes.
     n_comps
-        Number of principal components. ``None``: chosen by cross-validation among 20, 30 and 50 (30 without classes).
+        Number of principal components. ``None``: chosen by cross-validation among 20, 30, 50 and, for a panel of up to 100 genes, all (30
+        without classes).
     covariates
         Columns of ``obs`` with batches, donors or other categories that shift cells of all classes alike. A query whose
         ``obs`` has the columns is corrected level by level; cells of unknown level are judged by the mean over all levels,
         weighted by their frequency, at the cost of one likelihood per level.
     split_key
-        Column of ``obs`` with donors, batches or replicates. Whole groups are then held out in cross-validation and
-        validation, so that choices and temperature hold for new groups. Needs at least four groups.
+        Column of ``obs`` with donors, batches or replicates, or with guides, each of which belongs to one class. Whole groups are then held out in
+        cross-validation and validation, so that choices and temperature hold for new groups. Needs at least four groups, or two within
+        some class.
     prior
         Class prior of the posterior: ``"train"`` (class frequencies), ``"uniform"``, a mapping or an array. It can be replaced
         in :func:`scscore.tl.classify`.
@@ -160,6 +171,7 @@ def fit(
     from scscore.core.fitting import fit_conditional_diffusion  # here, because Lightning takes seconds to import
     from scscore.core.training import TrainingConfig, check_trainer
 
+    adata = of_modality(adata, modality)
     check_adata(adata)
     keys, seed = Keys(key_added), seed_of(rng)
     check_name(condition, "condition")
@@ -206,14 +218,14 @@ def fit(
         genes = adata.var_names.to_numpy(dtype=str)
         chunk, genes = informative_genes(chunk, genes, n_top_genes=n_top_genes, kind=kind)
         depth = [log_depth(chunk[test]) for _, test in folds_of] if kind == "counts" else None
-        width = max(_N_FEATURES) if n_comps is None else n_comps
+        width = n_comps or (chunk.shape[1] if chunk.shape[1] <= PANEL else max(_N_FEATURES))
 
         def shapes_of(n_features: int) -> list[ReferenceShape]:
             widths = [d for d in _N_FEATURES if d < n_features] if n_comps is None else []
             return candidate_shapes([*widths, n_features])
 
         if condition is None:  # densities in different spaces cannot be compared: there is nothing to choose by
-            width = _N_FEATURES[1] if n_comps is None else n_comps
+            width = n_comps or _N_FEATURES[1]
             how = {
                 "n_features": possible_features(width, folds_of),
                 "kind": kind,

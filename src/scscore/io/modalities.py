@@ -1,0 +1,40 @@
+"""One modality of a MuData, or the AnnData itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from anndata import AnnData
+
+DEFAULT = "rna"
+
+
+def of_modality(data: Any, modality: str | None) -> Any:
+    """The modality of a MuData to work on, which is what results are written to; what is no MuData is returned as it is.
+
+    Parameters
+    ----------
+    data
+        AnnData, MuData, or something else, which is left to the checks of the caller.
+    modality
+        Name of the modality. ``None``: the only one, or ``"rna"``.
+
+    Raises
+    ------
+    KeyError, ValueError
+        No such modality; several and none is called ``"rna"``; a modality of an AnnData.
+    """
+    mod = getattr(data, "mod", None)
+    if not isinstance(mod, Mapping):
+        if modality is not None and isinstance(data, AnnData):
+            raise ValueError(f"modality={modality!r} is for MuData, got an AnnData: leave it out.")
+        return data
+    names = list(mod)
+    if modality is None:
+        if len(names) != 1 and DEFAULT not in names:
+            raise ValueError(f"modality must name one of {names}: none of them is called {DEFAULT!r}.")
+        modality = names[0] if len(names) == 1 else DEFAULT
+    if modality not in names:
+        raise KeyError(f"modality={modality!r} is not in the MuData; available: {names}.")
+    return mod[modality]
