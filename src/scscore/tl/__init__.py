@@ -4,6 +4,7 @@ from scscore.tl._attribute import attribute
 from scscore.tl._attribution_test import attribution_test
 from scscore.tl._calibrate import calibrate
 from scscore.tl._classify import classify
+from scscore.tl._combine import combine
 from scscore.tl._counterfactual import counterfactual
 from scscore.tl._dissipation import dissipation
 from scscore.tl._energy import energy
@@ -18,6 +19,7 @@ __all__ = [
     "attribution_test",
     "calibrate",
     "classify",
+    "combine",
     "counterfactual",
     "dissipation",
     "energy",

@@ -1,0 +1,88 @@
+r"""Classes that were never seen: the combination of two classes, additive in the means of the reference and in the embeddings of the network."""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import torch
+
+from scscore.core.denoiser import Ensemble, ResidualDenoiser
+from scscore.core.diffusion import ConditionalDiffusion
+from scscore.core.reference import GaussianReference
+
+
+class Pair(NamedTuple):
+    """Positions of the two classes that are combined."""
+
+    first: int
+    second: int
+
+
+def with_combinations(model: ConditionalDiffusion, pairs: list[Pair], control: int) -> ConditionalDiffusion:
+    r"""A model with one more class for every pair, after the others.
+
+    The Gaussian of a combination has the mean :math:`\mu_a + \mu_b - \mu_0` (0: control) and the mean covariance of the two. Cells that escaped one of
+    the two, or both, stay at the components of the other, or of control: with the weights :math:`A` of the reference, the combination has
+    the weight :math:`A_{aa} A_{bb}` on its own component, :math:`A_{aa} A_{b0}` on that of `a`, :math:`A_{a0} A_{bb}` on that of `b` and
+    :math:`A_{a0} A_{b0}` on that of control, normalised. Embeddings add up like means.
+
+    Parameters
+    ----------
+    model
+        A trained model; left unchanged.
+    pairs
+        What to combine.
+    control
+        Position of the class without perturbation.
+
+    Raises
+    ------
+    TypeError
+        The network has no embeddings of classes.
+    """
+    reference = _combined_reference(model.reference, pairs, control)
+    denoiser = copy.deepcopy(model.denoiser)
+    members = list(denoiser.members) if isinstance(denoiser, Ensemble) else [] if denoiser is None else [denoiser]
+    for member in members:
+        if not isinstance(member, ResidualDenoiser):
+            raise TypeError("only networks with an embedding of every class can be combined.")
+        film = member.class_film.detach()
+        added = [film[a] + film[b] - film[control] for a, b in pairs]
+        member.class_film = torch.nn.Parameter(torch.cat([film, torch.stack(added)]))
+    return ConditionalDiffusion(model.schedule, reference, denoiser).eval()
+
+
+def _combined_reference(reference: GaussianReference, pairs: list[Pair], control: int) -> GaussianReference:
+    n_scales, n_classes, n_new = len(reference.scales), reference.n_classes, len(pairs)
+    if len(reference.means) != n_classes:
+        raise TypeError("only references with one component per class can be combined.")
+    first, second = (torch.tensor(part) for part in zip(*pairs, strict=True))
+    means = torch.cat([reference.means, reference.means[first] + reference.means[second] - reference.means[control]])
+    variances, axes = reference.variances, reference.axes
+    if axes is not None:
+        covariances = (axes * variances[:, None, :]) @ axes.mT
+        new_variances, new_axes = torch.linalg.eigh(0.5 * (covariances[first] + covariances[second]))
+        variances, axes = torch.cat([variances, new_variances]), torch.cat([axes, new_axes])
+    else:
+        variances = torch.cat([variances, 0.5 * (variances[first] + variances[second])])
+    by_component = reference.weights.unflatten(1, (n_classes, n_scales))
+    weights = torch.zeros(n_classes + n_new, n_classes + n_new, n_scales, dtype=torch.float64)
+    weights[:n_classes, :n_classes] = by_component
+    share = by_component.sum(2)
+    for i, (a, b) in enumerate(pairs, start=n_classes):
+        places = {
+            i: (share[a, a] * share[b, b], by_component[a, a] + by_component[b, b]),
+            a: (share[a, a] * share[b, control], by_component[a, a]),
+            b: (share[a, control] * share[b, b], by_component[b, b]),
+            control: (share[a, control] * share[b, control], by_component[control, control]),
+        }
+        for k, (weight, scales) in places.items():
+            weights[i, k] = weight * scales / scales.sum()
+        weights[i] /= weights[i].sum()
+    return GaussianReference(means, weights.flatten(1), variances, axes, reference.scales)
+
+
+def is_combinable(denoiser: torch.nn.Module | None) -> bool:
+    """Whether :func:`with_combinations` takes a model with this network."""
+    return denoiser is None or isinstance(denoiser, Ensemble | ResidualDenoiser)
