@@ -15,8 +15,8 @@ from scscore import get, pl
 from scscore._html import STYLE, cell_text, mean, number, percent, picture, table
 from scscore._version import __version__
 from scscore.core.calibration import expected_calibration_error
-from scscore.io.energies import stored_params
 from scscore.io.keys import UNKNOWN, Keys
+from scscore.io.params import stored_params
 from scscore.pl import _base
 from scscore.pl._novelty import typicality_of
 from scscore.pl._reliability import Curve, class_indices

@@ -2,54 +2,28 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import pandas as pd
 import torch
 from anndata import AnnData
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from scscore.core.analytic import ExactResidual
+from scscore.core.calibration import Calibration
 from scscore.core.covariates import CovariateShift, remove
-from scscore.core.denoiser import Ensemble, ResidualDenoiser
 from scscore.core.diffusion import ConditionalDiffusion
 from scscore.core.held_out import HeldOut
 from scscore.core.likelihood import Estimator, LogLikelihood, log_likelihood
-from scscore.core.reference import GaussianReference
+from scscore.core.prior import Prior, resolve_prior
 from scscore.core.reference_fit import Whitening
-from scscore.core.schedule import NoiseSchedule
 from scscore.core.stopping import Stopping
 from scscore.core.trajectories import NoiseStream
 from scscore.io.model_files import Tensors, model_hash, read_model, write_model
-from scscore.io.representation import ObsmRepresentation, PCAEncoder, Representation
-
-Prior = str | Mapping[str, float] | ArrayLike
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What turns raw log-likelihoods into a posterior, and the sampling effort it was fitted for.
-
-    The posterior is ``softmax(temperature * log_likelihood + offsets + log_prior)``; without offsets these are zero.
-    """
-
-    temperature: float = 1.0
-    offsets: tuple[float, ...] = ()
-    n_steps: int = 4
-    n_paths: int = 8
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "offsets", tuple(self.offsets))  # JSON has lists
-
-    def log_weights(self, log_prior: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What is added to the tempered log-likelihoods: log prior and class offsets, nats ``(n_classes,)``."""
-        return log_prior + np.asarray(self.offsets) if self.offsets else log_prior
+from scscore.io.model_state import model_metadata, model_parts, model_tensors
+from scscore.io.representation import PCAEncoder, Representation
 
 
 class ScoreModel:
@@ -115,7 +89,7 @@ class ScoreModel:
     @property
     def hash(self) -> str:
         """SHA-256 of tensors and metadata."""
-        return model_hash(self._tensors(), self._metadata())
+        return model_hash(*self._state())
 
     def summary(self) -> str:
         """What the model is and what was chosen for it, as text of a few lines."""
@@ -299,117 +273,15 @@ class ScoreModel:
         FileExistsError
             A model is there already and `overwrite` is false.
         """
-        write_model(Path(directory), self._tensors(), self._metadata(), overwrite=overwrite)
+        write_model(Path(directory), *self._state(), overwrite=overwrite)
 
     @classmethod
     def load(cls, directory: str | Path) -> Self:
         """Read a model written by :meth:`save`; see :func:`scscore.load`."""
-        tensors, metadata = read_model(Path(directory))
-        torch_tensors = {name: torch.from_numpy(value) for name, value in tensors.items()}
+        return cls(**model_parts(*read_model(Path(directory))))
 
-        def part(prefix: str) -> dict[str, torch.Tensor]:
-            return {k.removeprefix(prefix): v for k, v in torch_tensors.items() if k.startswith(prefix)}
-
-        def part_arrays(prefix: str) -> dict[str, NDArray[Any]]:
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-        encoder = metadata["representation"]
-        representation: Representation
-        if encoder["type"] == "pca":
-            representation = PCAEncoder(
-                np.array(encoder["genes"]),
-                tensors["encoder.mean"],
-                tensors["encoder.share"],
-                tensors["encoder.components"],
-                target_sum=encoder["target_sum"],
-                kind=encoder["kind"],
-            )
-        else:
-            representation = ObsmRepresentation(encoder["key"], encoder["n_features"])
-        reference = GaussianReference(**part("reference."))
-        denoiser: torch.nn.Module | None = None
-        if metadata["denoiser"] == {"exact": True}:
-            denoiser = ExactResidual(GaussianReference(**part("denoiser.truth.")), reference)
-        elif metadata["denoiser"] is not None:
-            denoiser = _denoiser(reference, part("denoiser."), metadata["denoiser"])
-        return cls(
-            classes=np.array(metadata["classes"]),
-            class_counts=tensors["class_counts"],
-            representation=representation,
-            whitening=Whitening(**part("whitening.")),
-            diffusion=ConditionalDiffusion(NoiseSchedule(**metadata["schedule"]), reference, denoiser),
-            calibration=Calibration(**metadata["calibration"]),
-            params=metadata["params"],
-            held_out=HeldOut(**part_arrays("held_out.")) if "held_out.y" in tensors else None,
-            covariates=_covariates(metadata.get("covariates"), part_arrays("covariates.")),
-        )
-
-    def _tensors(self) -> Tensors:
-        parts = {
-            "whitening": self.whitening,
-            "reference": self.diffusion.reference,
-            "denoiser": self.diffusion.denoiser,
-        }
-        tensors = {
-            f"{prefix}.{name}": value.detach().cpu().numpy()
-            for prefix, module in parts.items()
-            if module is not None
-            for name, value in module.state_dict().items()
-        }
-        if isinstance(self.representation, PCAEncoder):
-            for name in ("mean", "share", "components"):
-                tensors[f"encoder.{name}"] = getattr(self.representation, name)
-        if self.held_out is not None:
-            tensors |= {f"held_out.{k}": v for k, v in vars(self.held_out).items() if v is not None}
-        if self.covariates is not None:
-            tensors |= {f"covariates.{k}": getattr(self.covariates, k) for k in ("shifts", "frequencies")}
-        return {**tensors, "class_counts": self.class_counts}
-
-    def _metadata(self) -> dict[str, Any]:
-        encoder = self.representation
-        if isinstance(encoder, PCAEncoder):
-            stored = {
-                "type": "pca",
-                "genes": encoder.genes.tolist(),
-                "target_sum": encoder.target_sum,
-                "kind": encoder.kind,
-            }
-        else:
-            stored = {"type": "obsm", "key": encoder.key, "n_features": encoder.n_features}  # type: ignore[attr-defined]
-        denoiser = self.diffusion.denoiser
-        return {
-            "scscore_version": self.params["version"],
-            "classes": self.classes.tolist(),
-            "representation": stored,
-            "schedule": vars(self.diffusion.schedule),
-            "denoiser": None if denoiser is None else denoiser.shape,
-            "calibration": vars(self.calibration),
-            "covariates": None if self.covariates is None else _names(self.covariates),
-            "params": self.params,
-        }
-
-
-def _denoiser(reference: GaussianReference, weights: dict[str, torch.Tensor], shape: dict[str, Any]) -> torch.nn.Module:
-    """A trained denoiser, or an ensemble of them, from its tensors."""
-    n_members = shape.get("n_members", 1)
-    one = {name: value for name, value in shape.items() if name != "n_members"}
-    scale = weights["scale" if n_members == 1 else "members.0.scale"]
-    members = [ResidualDenoiser(reference.class_means, scale, **one) for _ in range(n_members)]
-    denoiser = members[0] if n_members == 1 else Ensemble(members)
-    denoiser.load_state_dict(weights)
-    return denoiser
-
-
-def _names(covariates: CovariateShift) -> dict[str, list[str]]:
-    """What JSON holds of the covariates."""
-    return {"columns": list(covariates.columns), "levels": list(covariates.levels)}
-
-
-def _covariates(names: dict[str, list[str]] | None, tensors: dict[str, NDArray[Any]]) -> CovariateShift | None:
-    """The covariates of a model file."""
-    if names is None:
-        return None
-    return CovariateShift(tuple(names["columns"]), tuple(names["levels"]), **tensors)
+    def _state(self) -> tuple[Tensors, dict[str, Any]]:
+        return model_tensors(self), model_metadata(self)
 
 
 def load(directory: str | Path) -> ScoreModel:
@@ -431,58 +303,3 @@ def load(directory: str | Path) -> ScoreModel:
     >>> model = scs.load("pbmc.scscore")  # doctest: +SKIP
     """
     return ScoreModel.load(directory)
-
-
-def resolve_prior(prior: Prior, classes: NDArray[np.str_], counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Log prior of the classes; see :meth:`ScoreModel.log_prior`."""
-    if isinstance(prior, str):
-        if prior not in ("train", "uniform"):
-            raise ValueError(f"prior must be 'train', 'uniform', a mapping or an array, got {prior!r}.")
-        weights = counts.astype(np.float64) if prior == "train" else np.ones(len(classes))
-    elif isinstance(prior, Mapping) or _is_named(prior):
-        prior = {str(name): weight for name, weight in prior.items()}  # type: ignore[union-attr]
-        unknown, missing = set(prior) - set(classes.tolist()), set(classes.tolist()) - set(prior)
-        if unknown or missing:
-            raise ValueError(
-                f"prior must give one weight for every class; unknown: {sorted(unknown)}, missing: {sorted(missing)}."
-            )
-        weights = _weights([prior[name] for name in classes.tolist()])
-    else:
-        weights = _weights(prior)
-        if weights.shape != (len(classes),):
-            raise ValueError(f"prior must have shape ({len(classes)},), one weight per class, got {weights.shape}.")
-    if not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
-        raise ValueError(f"prior weights must be finite, not negative and not all zero, got {weights.tolist()}.")
-    weights = weights / weights.max()
-    with np.errstate(divide="ignore"):
-        return np.log(weights / weights.sum())
-
-
-def _is_named(prior: Any) -> bool:
-    """Whether this is a pandas Series that names the classes, such as ``obs[condition].value_counts()``."""
-    return isinstance(prior, pd.Series) and not isinstance(prior.index, pd.RangeIndex)
-
-
-def _weights(prior: Any) -> NDArray[np.float64]:
-    try:
-        return np.asarray(prior, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"prior weights must be numbers, one per class, got {prior!r}.") from error
-
-
-def json_params(params: Mapping[str, Any]) -> str:
-    """Parameters as one JSON string, the form in which they are stored in ``uns``."""
-    return json.dumps(params, ensure_ascii=False, sort_keys=True, default=_plain)
-
-
-def jsonable(value: Any) -> Any:
-    """`value` with numpy scalars, arrays and paths turned into what JSON holds."""
-    return json.loads(json.dumps(value, default=_plain))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, (np.ndarray, np.generic)):
-        return value.tolist()
-    if isinstance(value, Mapping):
-        return dict(value)
-    return str(value)

@@ -17,11 +17,11 @@ from anndata.tests.helpers import assert_equal
 
 import scscore as scs
 from scscore.core.analytic import MixtureDiffusion
+from scscore.core.calibration import Calibration
 from scscore.core.reference_fit import Whitening
 from scscore.core.sampling import flow_map
 from scscore.core.schedule import NoiseSchedule
 from scscore.io.representation import PCAEncoder
-from scscore.model import Calibration
 from scscore.tl._counterfactual import counterfactual
 
 MARKERS = {"B/naïve": slice(0, 10), "T cell": slice(10, 20), "γδ": slice(20, 30)}

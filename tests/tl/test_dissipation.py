@@ -16,12 +16,12 @@ from scipy.special import logsumexp
 
 import scscore as scs
 from scscore.core.analytic import MixtureDiffusion
+from scscore.core.calibration import Calibration
 from scscore.core.dissipation import evidence_by_level
 from scscore.core.reference_fit import Whitening
 from scscore.core.schedule import NoiseSchedule
 from scscore.core.trajectories import NoiseStream, noising_trajectory
 from scscore.io.representation import ObsmRepresentation
-from scscore.model import Calibration
 from scscore.tl import _dissipation
 
 RoundTrip = Callable[[AnnData], None]

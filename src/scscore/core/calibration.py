@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
@@ -13,6 +15,26 @@ TEMPERATURE_BOUNDS = (0.1, 3.0)
 _LOG_TEMPERATURE_SD = 0.5
 _OFFSET_SD = 0.3  # nats
 _MOST_ITERATIONS = 1000
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What turns raw log-likelihoods into a posterior, and the sampling effort it was fitted for.
+
+    The posterior is ``softmax(temperature * log_likelihood + offsets + log_prior)``; without offsets these are zero.
+    """
+
+    temperature: float = 1.0
+    offsets: tuple[float, ...] = ()
+    n_steps: int = 4
+    n_paths: int = 8
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "offsets", tuple(self.offsets))  # JSON has lists
+
+    def log_weights(self, log_prior: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What is added to the tempered log-likelihoods: log prior and class offsets, nats ``(n_classes,)``."""
+        return log_prior + np.asarray(self.offsets) if self.offsets else log_prior
 
 
 def log_posterior(log_likelihood: ArrayLike, log_prior: ArrayLike, temperature: float = 1.0) -> Array:

@@ -109,10 +109,11 @@ def toy_mixture(
     import torch  # here, because torch takes seconds to import
 
     from scscore.core.analytic import MixtureDiffusion
+    from scscore.core.calibration import Calibration
     from scscore.core.reference_fit import Whitening
     from scscore.core.schedule import NoiseSchedule
     from scscore.io.representation import ObsmRepresentation
-    from scscore.model import Calibration, ScoreModel
+    from scscore.model import ScoreModel
 
     generator = np.random.default_rng(rng)
     means = separation * generator.standard_normal((n_classes, n_components, n_features))

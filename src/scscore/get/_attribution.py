@@ -7,8 +7,8 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from scscore.io.energies import stored_params
 from scscore.io.keys import Keys
+from scscore.io.params import stored_params
 
 
 def attribution(adata: AnnData, *, gene_sets: bool = False, key: str = "scscore") -> AnnData:

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scscore.io.energies import stored_params
 from scscore.io.keys import Keys
+from scscore.io.params import stored_params
 
 _COLUMNS = ("n", "spearman", "p_near", "p_near_flat", "reference", "reference_rank", "barrier")
 

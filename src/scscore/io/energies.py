@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
 from scscore.io.keys import Keys
+from scscore.io.params import stored_params
 
 
 def stored_energy(adata: AnnData, keys: Keys) -> NDArray[np.float64]:
@@ -43,12 +41,6 @@ def number_column(adata: AnnData, name: str, *, missing: str) -> NDArray[np.floa
             f"adata.obs[{name!r}] holds NaN or infinite values in {bad} of {len(values)} cells; leave these cells out."
         )
     return values
-
-
-def stored_params(adata: AnnData, slot: str) -> dict[str, Any]:
-    """Parameters of the call that wrote ``uns[slot]``; empty where there are none."""
-    stored = adata.uns.get(slot, {})
-    return json.loads(stored["params"]) if "params" in stored else {}
 
 
 def energy_unit(adata: AnnData, keys: Keys) -> str:

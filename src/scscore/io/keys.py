@@ -134,6 +134,41 @@ class Keys:
         return f"{self.key_added}_perturbation"
 
     @property
+    def points(self) -> str:
+        """``obsm``: points of generated cells in the model's representation."""
+        return f"X_{self.key_added}"
+
+    @property
+    def sample(self) -> str:
+        """``uns``: parameters of generated cells."""
+        return f"{self.key_added}_sample"
+
+    @property
+    def counterfactual(self) -> str:
+        """``uns``: parameters of moved cells."""
+        return f"{self.key_added}_counterfactual"
+
+    @property
+    def source(self) -> str:
+        """``obs``: class that a moved cell came from, categorical."""
+        return f"{self.key_added}_source"
+
+    @property
+    def to(self) -> str:
+        """``obs``: class that a moved cell went to, categorical."""
+        return f"{self.key_added}_to"
+
+    @property
+    def delta(self) -> str:
+        """``var``: mean change of a gene over the moved cells."""
+        return f"{self.key_added}_delta"
+
+    @property
+    def delta_se(self) -> str:
+        """``var``: standard error of the mean change."""
+        return f"{self.key_added}_delta_se"
+
+    @property
     def energy(self) -> str:
         """``obs``: energy -log p, nats."""
         return f"{self.key_added}_energy"

@@ -12,8 +12,9 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from scscore import get
-from scscore.io.energies import energy_unit, number_column, stored_energy, stored_params
+from scscore.io.energies import energy_unit, number_column, stored_energy
 from scscore.io.keys import Keys
+from scscore.io.params import stored_params
 from scscore.pl import _base
 from scscore.pl._panels import _columns, axes_for_panels, fit_panels
 

@@ -10,8 +10,9 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from scscore import get
-from scscore.io.energies import number_column, stored_params
+from scscore.io.energies import number_column
 from scscore.io.keys import Keys
+from scscore.io.params import stored_params
 from scscore.pl import _base
 
 if TYPE_CHECKING:

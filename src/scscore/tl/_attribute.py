@@ -26,8 +26,9 @@ from scscore.io.gene_sets import GeneSets
 from scscore.io.gene_space import EncodedGenes, GeneChunk, Genes, LinearGenes, Map
 from scscore.io.keys import Keys
 from scscore.io.modalities import of_modality
+from scscore.io.params import json_params, jsonable
 from scscore.io.representation import PCAEncoder
-from scscore.model import ScoreModel, json_params, jsonable
+from scscore.model import ScoreModel
 from scscore.tl._validate import (
     check_adata,
     check_model,

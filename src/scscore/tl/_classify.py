@@ -14,11 +14,13 @@ from scscore._version import __version__
 from scscore.core.calibration import confidence_standard_error, entropy, estimate_prior, log_posterior
 from scscore.core.conformal import SET_METHODS, SetMethod
 from scscore.core.likelihood import Estimator
+from scscore.core.prior import Prior
 from scscore.core.stopping import Stopping
 from scscore.core.thinning import evenly_spread
 from scscore.io.keys import UNKNOWN, Keys
 from scscore.io.modalities import of_modality
-from scscore.model import Prior, ScoreModel, json_params, jsonable
+from scscore.io.params import json_params, jsonable
+from scscore.model import ScoreModel
 from scscore.tl._validate import (
     check_adata,
     check_estimator,

@@ -10,7 +10,8 @@ import numpy as np
 
 from scscore._logging import logger
 from scscore.core.combination import Pair, is_combinable, with_combinations
-from scscore.model import ScoreModel, jsonable
+from scscore.io.params import jsonable
+from scscore.model import ScoreModel
 from scscore.tl._validate import check_model, check_name
 
 

@@ -20,8 +20,9 @@ from scscore.core.sampling import flow_map
 from scscore.core.trajectories import NoiseStream
 from scscore.io.gene_space import LinearGenes
 from scscore.io.keys import Keys
+from scscore.io.params import json_params, jsonable
 from scscore.io.representation import PCAEncoder
-from scscore.model import ScoreModel, json_params, jsonable
+from scscore.model import ScoreModel
 from scscore.tl._validate import (
     check_adata,
     check_model,
@@ -174,18 +175,16 @@ def counterfactual(
             bar.update(len(z))
 
     cells = AnnData(obs=adata.obs.copy()) if genes is None else AnnData(x, obs=adata.obs.copy(), var=adata.var.copy())
-    columns = {f"{key_added}_source": sources, f"{key_added}_to": y_to}
+    columns = {keys.source: sources, keys.to: y_to}
     for name, codes_of_class in columns.items():
         named = pd.Categorical.from_codes(codes_of_class, categories=model.classes.astype(object))
         cells.obs[name] = pd.Series(named, index=cells.obs_names)
-    of_points = f"X_{key_added}" if genes is not None else encoder.key  # type: ignore[attr-defined]
+    of_points = keys.points if genes is not None else encoder.key  # type: ignore[attr-defined]
     cells.obsm[of_points] = new_points
     if genes is not None:
         cells.layers["delta"] = delta
-        cells.var[f"{key_added}_delta"], cells.var[f"{key_added}_delta_se"] = _mean_and_error(
-            sums[0], sums[1], adata.n_obs
-        )
-    slot = f"{keys.key_added}_counterfactual"
+        cells.var[keys.delta], cells.var[keys.delta_se] = _mean_and_error(sums[0], sums[1], adata.n_obs)
+    slot = keys.counterfactual
     params = {
         "condition": model.params["condition"],
         "to": to,
@@ -207,7 +206,7 @@ def counterfactual(
         list(columns),
         of_points,
         slot,
-        "" if genes is None else f", X, layers['delta'], var{[f'{key_added}_delta', f'{key_added}_delta_se']}",
+        "" if genes is None else f", X, layers['delta'], var{[keys.delta, keys.delta_se]}",
     )
     return cells
 

@@ -11,9 +11,11 @@ from scscore._logging import logger
 from scscore._version import __version__
 from scscore.core.calibration import standard_error
 from scscore.core.likelihood import Estimator, LogLikelihood, flow_log_likelihood, log_likelihood
+from scscore.core.prior import Prior
 from scscore.core.trajectories import NoiseStream
 from scscore.io.keys import Keys
-from scscore.model import Prior, ScoreModel, json_params, jsonable
+from scscore.io.params import json_params, jsonable
+from scscore.model import ScoreModel
 from scscore.tl._validate import (
     check_adata,
     check_estimator,

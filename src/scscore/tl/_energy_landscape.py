@@ -15,8 +15,9 @@ from scscore.core.landscape import basins, smoothed
 from scscore.core.neighbours import nearest_neighbours
 from scscore.io.energies import stored_energy
 from scscore.io.keys import Keys
+from scscore.io.params import json_params
 from scscore.io.representation import obsm_array
-from scscore.model import ScoreModel, json_params
+from scscore.model import ScoreModel
 from scscore.tl._validate import check_adata, check_model, check_name, check_number, check_positive
 
 

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from scscore._logging import logger
 from scscore._version import __version__
+from scscore.core.calibration import Calibration
 from scscore.core.covariates import CovariateShift, fit_shifts, level_names, remove
+from scscore.core.prior import Prior, resolve_prior
 from scscore.core.reference_fit import Fold, ReferenceShape, candidate_shapes
 from scscore.core.schedule import NoiseSchedule
 from scscore.io.encoder_choice import (
@@ -31,8 +33,9 @@ from scscore.io.encoder_choice import (
 from scscore.io.folds import make_folds
 from scscore.io.keys import Keys
 from scscore.io.modalities import of_modality
+from scscore.io.params import json_params, jsonable
 from scscore.io.representation import ObsmRepresentation, Representation, log_depth, obsm_array, training_matrix
-from scscore.model import Calibration, Prior, ScoreModel, json_params, jsonable, resolve_prior
+from scscore.model import ScoreModel
 from scscore.tl._validate import (
     check_adata,
     check_name,

@@ -18,8 +18,9 @@ from scscore.core.sampling import draw_classes, flow_map, reverse_sde
 from scscore.core.trajectories import NoiseStream
 from scscore.io.gene_space import LinearGenes
 from scscore.io.keys import Keys
+from scscore.io.params import json_params, jsonable
 from scscore.io.representation import PCAEncoder
-from scscore.model import ScoreModel, json_params, jsonable
+from scscore.model import ScoreModel
 from scscore.tl._validate import check_model, check_positive, seed_of, usable_device
 
 Method = Literal["sde", "flow"]
@@ -127,7 +128,7 @@ def sample(
 
     z = _points(model, y, noise, method, n_steps, batch_size, torch_device, progress)
     points = model.whitening.inverse(z).numpy()
-    cells, written = _as_cells(model, points, y, f"X_{key_added}")
+    cells, written = _as_cells(model, points, y, keys.points)
     n_cells, encoder = np.bincount(y, minlength=len(model.classes)), model.representation
     params = {
         "condition": model.params["condition"],
@@ -139,7 +140,7 @@ def sample(
         "target_sum": encoder.target_sum if isinstance(encoder, PCAEncoder) else None,
         "seed": seed,
     }
-    slot = f"{keys.key_added}_sample"
+    slot = keys.sample
     cells.uns[slot] = {
         "classes": model.classes.astype(object),
         "n_cells": n_cells,

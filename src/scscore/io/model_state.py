@@ -1,0 +1,137 @@
+"""A model taken apart into named arrays and JSON, and put together again: what :mod:`scscore.io.model_files` writes and reads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from scscore.core.analytic import ExactResidual
+from scscore.core.calibration import Calibration
+from scscore.core.covariates import CovariateShift
+from scscore.core.denoiser import Ensemble, ResidualDenoiser
+from scscore.core.diffusion import ConditionalDiffusion
+from scscore.core.held_out import HeldOut
+from scscore.core.reference import GaussianReference
+from scscore.core.reference_fit import Whitening
+from scscore.core.schedule import NoiseSchedule
+from scscore.io.model_files import Tensors
+from scscore.io.representation import ObsmRepresentation, PCAEncoder, Representation
+
+if TYPE_CHECKING:
+    from scscore.model import ScoreModel
+
+
+def model_tensors(model: ScoreModel) -> Tensors:
+    """All arrays of a model, by name."""
+    parts = {
+        "whitening": model.whitening,
+        "reference": model.diffusion.reference,
+        "denoiser": model.diffusion.denoiser,
+    }
+    tensors = {
+        f"{prefix}.{name}": value.detach().cpu().numpy()
+        for prefix, module in parts.items()
+        if module is not None
+        for name, value in module.state_dict().items()
+    }
+    if isinstance(model.representation, PCAEncoder):
+        for name in ("mean", "share", "components"):
+            tensors[f"encoder.{name}"] = getattr(model.representation, name)
+    if model.held_out is not None:
+        tensors |= {f"held_out.{k}": v for k, v in vars(model.held_out).items() if v is not None}
+    if model.covariates is not None:
+        tensors |= {f"covariates.{k}": getattr(model.covariates, k) for k in ("shifts", "frequencies")}
+    return {**tensors, "class_counts": model.class_counts}
+
+
+def model_metadata(model: ScoreModel) -> dict[str, Any]:
+    """What JSON holds of a model."""
+    encoder = model.representation
+    if isinstance(encoder, PCAEncoder):
+        stored = {
+            "type": "pca",
+            "genes": encoder.genes.tolist(),
+            "target_sum": encoder.target_sum,
+            "kind": encoder.kind,
+        }
+    else:
+        stored = {"type": "obsm", "key": encoder.key, "n_features": encoder.n_features}  # type: ignore[attr-defined]
+    denoiser = model.diffusion.denoiser
+    return {
+        "scscore_version": model.params["version"],
+        "classes": model.classes.tolist(),
+        "representation": stored,
+        "schedule": vars(model.diffusion.schedule),
+        "denoiser": None if denoiser is None else denoiser.shape,
+        "calibration": vars(model.calibration),
+        "covariates": None if model.covariates is None else _names(model.covariates),
+        "params": model.params,
+    }
+
+
+def model_parts(tensors: Tensors, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of :class:`~scscore.ScoreModel`, from what :func:`model_tensors` and :func:`model_metadata` gave."""
+    torch_tensors = {name: torch.from_numpy(value) for name, value in tensors.items()}
+
+    def part(prefix: str) -> dict[str, torch.Tensor]:
+        return {k.removeprefix(prefix): v for k, v in torch_tensors.items() if k.startswith(prefix)}
+
+    def part_arrays(prefix: str) -> dict[str, NDArray[Any]]:
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    encoder = metadata["representation"]
+    representation: Representation
+    if encoder["type"] == "pca":
+        representation = PCAEncoder(
+            np.array(encoder["genes"]),
+            tensors["encoder.mean"],
+            tensors["encoder.share"],
+            tensors["encoder.components"],
+            target_sum=encoder["target_sum"],
+            kind=encoder["kind"],
+        )
+    else:
+        representation = ObsmRepresentation(encoder["key"], encoder["n_features"])
+    reference = GaussianReference(**part("reference."))
+    denoiser: torch.nn.Module | None = None
+    if metadata["denoiser"] == {"exact": True}:
+        denoiser = ExactResidual(GaussianReference(**part("denoiser.truth.")), reference)
+    elif metadata["denoiser"] is not None:
+        denoiser = _denoiser(reference, part("denoiser."), metadata["denoiser"])
+    return {
+        "classes": np.array(metadata["classes"]),
+        "class_counts": tensors["class_counts"],
+        "representation": representation,
+        "whitening": Whitening(**part("whitening.")),
+        "diffusion": ConditionalDiffusion(NoiseSchedule(**metadata["schedule"]), reference, denoiser),
+        "calibration": Calibration(**metadata["calibration"]),
+        "params": metadata["params"],
+        "held_out": HeldOut(**part_arrays("held_out.")) if "held_out.y" in tensors else None,
+        "covariates": _covariates(metadata.get("covariates"), part_arrays("covariates.")),
+    }
+
+
+def _denoiser(reference: GaussianReference, weights: dict[str, torch.Tensor], shape: dict[str, Any]) -> torch.nn.Module:
+    """A trained denoiser, or an ensemble of them, from its tensors."""
+    n_members = shape.get("n_members", 1)
+    one = {name: value for name, value in shape.items() if name != "n_members"}
+    scale = weights["scale" if n_members == 1 else "members.0.scale"]
+    members = [ResidualDenoiser(reference.class_means, scale, **one) for _ in range(n_members)]
+    denoiser = members[0] if n_members == 1 else Ensemble(members)
+    denoiser.load_state_dict(weights)
+    return denoiser
+
+
+def _names(covariates: CovariateShift) -> dict[str, list[str]]:
+    """What JSON holds of the covariates."""
+    return {"columns": list(covariates.columns), "levels": list(covariates.levels)}
+
+
+def _covariates(names: dict[str, list[str]] | None, tensors: dict[str, NDArray[Any]]) -> CovariateShift | None:
+    """The covariates of a model file."""
+    if names is None:
+        return None
+    return CovariateShift(tuple(names["columns"]), tuple(names["levels"]), **tensors)
