@@ -70,11 +70,15 @@ def test_a_known_temperature_is_recovered(temperature: float):
     assert fit_calibration(values, log_prior, y)[0] == pytest.approx(temperature, rel=0.05)
 
 
+@pytest.mark.parametrize("frequencies", [(0.6, 0.3, 0.1), (0.2, 0.4, 0.4)])
 @pytest.mark.parametrize("offsets", [(0.0, 0.0, 0.0), (0.4, -0.3, -0.1)])
-def test_known_offsets_are_recovered(offsets: tuple[float, ...]):
-    log_prior, values = np.log([0.6, 0.3, 0.1]), logits(20_000)
-    y = drawn(log_posterior(values, log_prior + np.array(offsets), 0.7))
-    temperature, found = fit_calibration(values, log_prior, y)
+def test_known_offsets_are_recovered(offsets: tuple[float, ...], frequencies: tuple[float, ...]):
+    """Whatever the class frequencies of the cells: they are not the business of the offsets."""
+    rng, means = np.random.default_rng(0), np.array([[0.0, 0.0], [1.5, 0.0], [0.0, 1.5]])
+    y = rng.choice(3, p=frequencies, size=20_000)
+    x = means[y] + rng.normal(size=(len(y), 2))
+    exact = -0.5 * ((x[:, None] - means) ** 2).sum(-1)
+    temperature, found = fit_calibration((exact - np.array(offsets)) / 0.7, np.log([0.6, 0.3, 0.1]), y)
     assert temperature == pytest.approx(0.7, rel=0.05)
     np.testing.assert_allclose(found - found.mean(), offsets, atol=0.08)
 
@@ -83,10 +87,12 @@ def test_calibration_minimises_loss_and_penalty():
     values, log_prior = logits(60), np.log([0.6, 0.3, 0.1])
     y = drawn(log_posterior(values, log_prior, 0.5))
 
+    weights = (np.exp(log_prior) / np.bincount(y))[y]  # to the class frequencies of the prior
+    assert 0.2 < (60 * weights).min() < (60 * weights).max() < 5  # no bound is met
+
     def objective(parameters: np.ndarray) -> float:
-        loss = log_loss(
-            y, softmax(np.exp(parameters[0]) * values + log_prior + parameters[1:], axis=1), normalize=False
-        )
+        probabilities = softmax(np.exp(parameters[0]) * values + log_prior + parameters[1:], axis=1)
+        loss = log_loss(y, probabilities, normalize=False, sample_weight=60 * weights / weights.sum())
         return loss + 0.5 * ((parameters / np.array([0.5, 0.3, 0.3, 0.3])) ** 2).sum()
 
     temperature, offsets = fit_calibration(values, log_prior, y)

@@ -15,6 +15,7 @@ TEMPERATURE_BOUNDS = (0.1, 3.0)
 _LOG_TEMPERATURE_SD = 0.5
 _OFFSET_SD = 0.3  # nats
 _MOST_ITERATIONS = 1000
+_MOST_WEIGHT = 5.0
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,9 @@ def fit_calibration(log_likelihood: ArrayLike, log_prior: ArrayLike, y: ArrayLik
     around one) with the bounds `TEMPERATURE_BOUNDS`, and a normal one on the offsets (standard deviation 0.3 nats around
     zero) keep both finite when the held-out cells happen to be perfectly separated.
 
+    Cells are weighted to the class frequencies of the prior (by a factor of five at most), so that the offsets do not learn those of the held-out
+    cells, which differ where whole donors or guides are held out.
+
     Parameters
     ----------
     log_likelihood
@@ -74,6 +78,10 @@ def fit_calibration(log_likelihood: ArrayLike, log_prior: ArrayLike, y: ArrayLik
     """
     values, log_prior, y = np.asarray(log_likelihood, dtype=np.float64), np.asarray(log_prior), np.asarray(y)
     rows, counts = np.arange(len(y)), np.bincount(y, minlength=values.shape[1])
+    with np.errstate(divide="ignore"):
+        ratio = np.clip(np.exp(log_prior) * len(y) / np.maximum(counts, 1), 1 / _MOST_WEIGHT, _MOST_WEIGHT)
+    weights = ratio[y] * len(y) / ratio[y].sum()
+    expected = np.bincount(y, weights=weights, minlength=values.shape[1])
     values = values - values[rows, y][:, None]  # relative to the true class, which changes nothing
 
     def objective(parameters: Array) -> tuple[float, Array]:
@@ -81,9 +89,9 @@ def fit_calibration(log_likelihood: ArrayLike, log_prior: ArrayLike, y: ArrayLik
         log_p = log_posterior(values, log_prior + offsets, np.exp(log_t))
         p = np.exp(log_p)
         penalty = 0.5 * ((log_t / _LOG_TEMPERATURE_SD) ** 2 + (offsets / _OFFSET_SD) @ (offsets / _OFFSET_SD))
-        slope = np.exp(log_t) * (p * values).sum() + log_t / _LOG_TEMPERATURE_SD**2
-        gradient = np.concatenate([[slope], p.sum(0) - counts + offsets / _OFFSET_SD**2])
-        return -log_p[rows, y].sum() + penalty, gradient
+        slope = np.exp(log_t) * (weights @ (p * values).sum(1)) + log_t / _LOG_TEMPERATURE_SD**2
+        gradient = np.concatenate([[slope], weights @ p - expected + offsets / _OFFSET_SD**2])
+        return -weights @ log_p[rows, y] + penalty, gradient
 
     bounds = [tuple(np.log(TEMPERATURE_BOUNDS)), *[(None, None)] * values.shape[1]]
     found = minimize(objective, np.zeros(1 + values.shape[1]), jac=True, method="L-BFGS-B", bounds=bounds, tol=1e-10)
