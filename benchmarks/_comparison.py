@@ -18,6 +18,7 @@ from scipy.special import softmax
 from torch import Tensor
 
 import scscore as scs
+from scscore.core.calibration import Calibration
 from scscore.core.denoiser import ResidualDenoiser
 from scscore.core.diffusion import ConditionalDiffusion
 from scscore.core.likelihood import log_likelihood
@@ -27,7 +28,7 @@ from scscore.core.schedule import NoiseSchedule
 from scscore.core.stopping import Stopping
 from scscore.core.trajectories import NoiseStream
 from scscore.io.representation import ObsmRepresentation
-from scscore.model import Calibration, ScoreModel
+from scscore.model import ScoreModel
 
 PUBLISHED_STEPS, PUBLISHED_PATHS, PUBLISHED_CLASSES = 1000, 256, 164
 _POINTS_PER_CALL = 2048

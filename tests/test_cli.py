@@ -3,9 +3,11 @@
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import anndata as ad
+import mudata
 import numpy as np
 import pandas as pd
 import pytest
@@ -137,6 +139,38 @@ def test_calibrate_is_that_of_python(files: Path, tmp_path: Path, suffix: str) -
     np.testing.assert_allclose(new.held_out.log_likelihood, expected.held_out.log_likelihood, rtol=1e-4, atol=1e-4)
     assert main([*arguments, "--quiet"]) == 2
     assert main([*arguments, "--quiet", "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr", ".h5mu"])
+def test_attribute_and_perturbation_are_those_of_python(files: Path, tmp_path: Path, suffix: str) -> None:
+    """From a file of every format; of a MuData file one modality is read and written."""
+    source, model = files / f"toy{suffix}", scs.load(files / "toy.scscore")
+    if suffix == ".h5mu":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            other = ad.AnnData(np.ones((90, 1), dtype=np.float32), obs=pd.DataFrame(index=toy().obs_names))
+            mudata.MuData({"rna": toy(), "gdo": other}).write_h5mu(source)
+    common = [str(source), "--model", f"{files}/toy.scscore", "--quiet"]
+    assert (
+        main(["attribute", *common, "--out", f"{tmp_path}/a.h5ad", "--csv", f"{tmp_path}/a.csv", "--target", "class"])
+        == 0
+    )
+    expected = toy()
+    scs.tl.attribute(expected, model, target="class", progress=False)
+    np.testing.assert_array_equal(
+        read(tmp_path / "a.h5ad").varm["scscore_attribution"], expected.varm["scscore_attribution"]
+    )
+    table = pd.read_csv(tmp_path / "a.csv", index_col="gene")
+    np.testing.assert_allclose(
+        table[model.classes.tolist()], expected.varm["scscore_attribution"], rtol=1e-4, atol=1e-6
+    )
+    options = ["--control", "c", "--out", f"{tmp_path}/p.zarr", "--csv", f"{tmp_path}/p.csv"]
+    assert main(["perturbation", *common, *options]) == 0
+    scs.tl.predict_perturbation(expected, model, control="c", progress=False)
+    found = read(tmp_path / "p.zarr")
+    np.testing.assert_array_equal(found.obs["scscore_response"], expected.obs["scscore_response"])
+    table = pd.read_csv(tmp_path / "p.csv", index_col="class")
+    np.testing.assert_allclose(table["auroc"], scs.get.perturbation(expected)["auroc"])
 
 
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])

@@ -1,4 +1,4 @@
-"""The ``scscore`` command: fit, calibrate, classify and report on files, for pipelines, and a demo."""
+"""The ``scscore`` command: fit, calibrate, classify, attribute, predict perturbations and report on files, for pipelines, and a demo."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from scscore._logging import logger
 from scscore._version import __version__
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
 
     from scscore.io.keys import Keys
+    from scscore.model import ScoreModel
 
 SUFFIXES = (".h5ad", ".zarr")
+MUDATA = ".h5mu"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,8 +76,12 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--quiet", action="store_true", help="no messages, warnings or progress bars, only errors")
         return sub.add_argument
 
+    def modality(add: Callable[..., argparse.Action]) -> None:
+        add("--modality", metavar="NAME", help="of an .h5mu file (default: the only one, or rna)")
+
     add = command("fit", _fit, "train a model on labelled cells and write it to a directory")
-    add("reference", metavar="REF", type=Path, help="labelled cells, .h5ad or .zarr")
+    add("reference", metavar="REF", type=Path, help="labelled cells, .h5ad, .zarr or .h5mu")
+    modality(add)
     add("--condition", required=True, metavar="COLUMN", help="column of obs with the classes")
     add("--model", required=True, metavar="DIR", type=Path, help="model directory to write, e.g. pbmc.scscore")
     add("--layer", help="layer with the values (default: X)")
@@ -93,7 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="replace an existing model")
 
     add = command("classify", _classify, "label cells with a model and write them with the results")
-    add("query", metavar="QUERY", type=Path, help="cells, .h5ad or .zarr")
+    add("query", metavar="QUERY", type=Path, help="cells, .h5ad, .zarr or .h5mu")
+    modality(add)
     add("--model", required=True, metavar="DIR", type=Path, help="model directory that fit wrote")
     add("--out", required=True, type=Path, help="file to write, .h5ad or .zarr; replaced if it is there")
     add("--csv", type=Path, help="labels and their confidence as a table, too")
@@ -125,6 +133,33 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="the same seed gives the same result (default: 0)")
     add("--overwrite", action="store_true", help="replace an existing model")
 
+    add = command("attribute", _attribute, "split the evidence for every class into genes")
+    add("query", metavar="QUERY", type=Path, help="cells, .h5ad, .zarr or .h5mu")
+    modality(add)
+    add("--model", required=True, metavar="DIR", type=Path, help="model directory that fit wrote")
+    add("--out", required=True, type=Path, help="file to write, .h5ad or .zarr; replaced if it is there")
+    add("--csv", type=Path, help="nats of every gene for every class as a table, too")
+    add("--target", metavar="NAME", help="a class, or a column of obs with classes (default: the most probable class)")
+    add("--reference", default="rest", metavar="NAME", help="rest, runner-up, marginal or a class (default: rest)")
+    add("--layer", help="layer with the values (default: X)")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: auto)")
+    add("--key-added", default="scscore", metavar="KEY", help="name of all slots that are written (default: scscore)")
+    add("--seed", type=int, default=0, help="the same seed gives the same result (default: 0)")
+
+    add = command("perturbation", _perturbation, "predict perturbations, responses and what can be detected")
+    add("query", metavar="QUERY", type=Path, help="cells that the model has not seen, .h5ad, .zarr or .h5mu")
+    modality(add)
+    add("--model", required=True, metavar="DIR", type=Path, help="model directory that fit wrote")
+    add("--control", required=True, metavar="NAME", help="class of unperturbed cells")
+    add("--out", required=True, type=Path, help="file to write, .h5ad or .zarr; replaced if it is there")
+    add("--csv", type=Path, help="what is known of every perturbation as a table, too")
+    add("--assigned", metavar="COLUMN", help="column of obs with assigned perturbations (default: that of the fit)")
+    add("--exclude", metavar="COLUMN", help="boolean column of obs, true for cells to leave out, e.g. with two guides")
+    add("--layer", help="layer with the values (default: X)")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: auto)")
+    add("--key-added", default="scscore", metavar="KEY", help="name of all slots that are written (default: scscore)")
+    add("--seed", type=int, default=0, help="the same seed gives the same result (default: 0)")
+
     add = command("report", _report, "write a page with tables and figures about classified cells")
     add("classified", metavar="CLASSIFIED", type=Path, help="cells that classify has written, .h5ad or .zarr")
     add("--out", required=True, metavar="HTML", type=Path, help="file to write, .html; replaced if it is there")
@@ -138,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _fit(arguments: argparse.Namespace) -> None:
     _check_free(arguments.model, "--model", overwrite=arguments.overwrite)
-    adata = _read(arguments.reference)
+    adata = _read(arguments.reference, modality=arguments.modality)
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from scscore import tl
@@ -167,16 +202,11 @@ def _classify(arguments: argparse.Namespace) -> None:
     if out.resolve() == query.resolve():
         raise ValueError(f"--out {out} is the query itself; give another file.")
     backed = query.suffix == out.suffix == ".h5ad"  # values then stay on disk and are copied with the file
-    adata = _read(query, backed=backed)
-    import torch
-
+    adata = _read(query, backed=backed, modality=arguments.modality)
     from scscore import load, tl
     from scscore.io.keys import Keys
 
-    try:
-        torch.empty(0, device="cpu" if arguments.device == "auto" else arguments.device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {arguments.device} cannot be used: {str(error).splitlines()[0]}") from error
+    _check_device(arguments.device)
     model, keys = load(arguments.model), Keys(arguments.key_added)
     same = ("layer", "prior", "reject", "coverage", "n_steps", "n_paths", "batch_size", "device", "key_added")
     tl.classify(
@@ -186,8 +216,56 @@ def _classify(arguments: argparse.Namespace) -> None:
         rng=arguments.seed,
         progress=_progress(arguments),
     )
+    _write(adata, out, query, keys)
+    if arguments.csv is not None:
+        names = ("label", "confidence", "entropy", "mcse", "typicality", "set_size")
+        columns = {getattr(keys, name): name for name in names if getattr(keys, name) in adata.obs}
+        table = adata.obs[list(columns)].rename(columns=columns).rename_axis("cell")
+        _write_table(table, arguments.csv)
+
+
+def _attribute(arguments: argparse.Namespace) -> None:
+    adata, model = _query_and_model(arguments)
+    from scscore import get, tl
+    from scscore.io.keys import Keys
+
+    same = ("target", "reference", "layer", "device", "key_added")
+    options = {name: getattr(arguments, name) for name in same}
+    tl.attribute(adata, model, **options, rng=arguments.seed, progress=_progress(arguments))
+    _write(adata, arguments.out, arguments.query, Keys(arguments.key_added))
+    if arguments.csv is not None:
+        _write_table(get.attribution(adata, key=arguments.key_added).to_df().T.rename_axis("gene"), arguments.csv)
+
+
+def _perturbation(arguments: argparse.Namespace) -> None:
+    adata, model = _query_and_model(arguments)
+    from scscore import get, tl
+    from scscore.io.keys import Keys
+
+    same = ("control", "assigned", "exclude", "layer", "device", "key_added")
+    options = {name: getattr(arguments, name) for name in same}
+    tl.predict_perturbation(adata, model, **options, rng=arguments.seed, progress=_progress(arguments))
+    _write(adata, arguments.out, arguments.query, Keys(arguments.key_added))
+    if arguments.csv is not None:
+        _write_table(get.perturbation(adata, key=arguments.key_added), arguments.csv)
+
+
+def _query_and_model(arguments: argparse.Namespace) -> tuple[AnnData, ScoreModel]:
+    """The cells and the model of a command, after the cheap checks."""
+    _check_suffix(arguments.out)
+    if arguments.out.resolve() == arguments.query.resolve():
+        raise ValueError(f"--out {arguments.out} is the query itself; give another file.")
+    adata = _read(arguments.query, modality=arguments.modality)
+    from scscore import load
+
+    _check_device(arguments.device)
+    return adata, load(arguments.model)
+
+
+def _write(adata: AnnData, out: Path, query: Path, keys: Keys) -> None:
+    """Write the annotated cells; a run that dies leaves no half-written result."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.stem}.partial{out.suffix}")  # a run that dies leaves no half-written result
+    partial = out.with_name(f".{out.stem}.partial{out.suffix}")
     try:
         if adata.isbacked:
             shutil.copyfile(query, partial)
@@ -199,13 +277,21 @@ def _classify(arguments: argparse.Namespace) -> None:
     finally:
         _remove(partial)
     logger.info("wrote %s", out)
-    if arguments.csv is not None:
-        names = ("label", "confidence", "entropy", "mcse", "typicality", "set_size")
-        columns = {getattr(keys, name): name for name in names if getattr(keys, name) in adata.obs}
-        table = adata.obs[list(columns)].rename(columns=columns).rename_axis("cell")
-        arguments.csv.parent.mkdir(parents=True, exist_ok=True)
-        table.to_csv(arguments.csv)
-        logger.info("wrote %s", arguments.csv)
+
+
+def _write_table(table: pd.DataFrame, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(file)
+    logger.info("wrote %s", file)
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device="cpu" if device == "auto" else device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:
@@ -257,19 +343,30 @@ def _check_suffix(path: Path) -> None:
         raise ValueError(f"{path}: the name must end in {' or '.join(SUFFIXES)}.")
 
 
-def _read(path: Path, *, backed: bool = False) -> AnnData:
-    """An AnnData file by its suffix; ValueError or FileNotFoundError that names the file."""
-    _check_suffix(path)
+def _read(path: Path, *, backed: bool = False, modality: str | None = None) -> AnnData:
+    """An AnnData file, or one modality of a MuData file, by its suffix; ValueError or FileNotFoundError that names the file."""
+    if path.suffix != MUDATA:
+        _check_suffix(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist.")
     import anndata as ad
 
+    from scscore.io.modalities import of_modality
+
     try:
-        adata = ad.read_zarr(path) if path.suffix == ".zarr" else ad.read_h5ad(path, backed="r" if backed else None)
-        rows_on_disk = getattr(adata.X, "format", "csr") == "csr"  # rows of a CSC matrix cannot be read cheaply
-        return adata.to_memory() if backed and not rows_on_disk else adata
+        if path.suffix == MUDATA:
+            import mudata
+
+            data = mudata.read_h5mu(path)
+        else:
+            data = ad.read_zarr(path) if path.suffix == ".zarr" else ad.read_h5ad(path, backed="r" if backed else None)
+            rows_on_disk = getattr(data.X, "format", "csr") == "csr"  # rows of a CSC matrix cannot be read cheaply
+            data = data.to_memory() if backed and not rows_on_disk else data
     except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read as AnnData: {error}") from error
+        raise ValueError(
+            f"{path} cannot be read as {'MuData' if path.suffix == MUDATA else 'AnnData'}: {error}"
+        ) from error
+    return of_modality(data, modality)
 
 
 def _update(file: Path, adata: AnnData, keys: Keys) -> None:
