@@ -18,11 +18,23 @@ def test_uniform_under_the_null_and_small_otherwise():
     assert (p[:20] == 0.001).all()
 
 
+def test_small_p_values_get_all_draws_and_large_ones_few():
+    rng = np.random.default_rng(3)
+    values, members = rng.normal(size=(60, 200)), np.arange(60) < 20
+    values[members, :5] += 3
+    p = permutation_p_values(values, members, n_permutations=20_000, rng=rng)
+    np.testing.assert_allclose(p[:5], 1 / 20_001)
+    assert kstest(p[5:], "uniform").pvalue > 0.01
+
+
 def test_agrees_with_all_permutations():
     values, members = np.random.default_rng(1).normal(size=(9, 3)), np.arange(9) < 3
     sums = np.array([values[list(rows)].sum(0) for rows in itertools.combinations(range(9), 3)])
     exact = (sums >= values[members].sum(0) - 1e-9).mean(0)
-    found = permutation_p_values(values, members, n_permutations=20_000, rng=np.random.default_rng(2))
+    found = np.mean(
+        [permutation_p_values(values, members, n_permutations=250, rng=np.random.default_rng(i)) for i in range(40)],
+        axis=0,
+    )
     np.testing.assert_allclose(found, exact, atol=0.02)
     other = permutation_test(
         (values[members, 0], values[~members, 0]), lambda a, b: a.mean() - b.mean(), alternative="greater"

@@ -33,7 +33,7 @@ def attribution_test(
     model: ScoreModel,
     labels: str,
     *,
-    n_permutations: int = 1000,
+    n_permutations: int = 10_000,
     max_cells: int = 2000,
     layer: str | None = None,
     device: str = "auto",
@@ -60,7 +60,7 @@ def attribution_test(
     labels
         Column of ``obs`` with the true classes. Cells with other labels count as cells of no class; cells without label are left out.
     n_permutations
-        Draws of labels; p-values are not smaller than ``1 / (1 + n_permutations)``.
+        Draws of labels at most; p-values are not smaller than ``1 / (1 + n_permutations)``. Genes that are clearly not significant get fewer.
     max_cells
         Use at most so many cells, evenly spread over the data.
     layer, device, progress
