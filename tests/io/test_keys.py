@@ -29,6 +29,8 @@ def test_the_contract():
         "attribution_pvalue": "k_attribution_pvalue",
         "attribution_fdr": "k_attribution_fdr",
         "target": "k_target",
+        "runner_up": "k_runner_up",
+        "attribution_test": "k_attribution_test",
         "evidence_baseline": "k_evidence_baseline",
         "evidence": "k_evidence",
         "response": "k_response",

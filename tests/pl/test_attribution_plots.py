@@ -1,4 +1,4 @@
-"""The three plots of attributions: what they draw is what is stored."""
+"""The plots of attributions: what they draw is what is stored."""
 
 import json
 from collections.abc import Callable
@@ -13,11 +13,13 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
 import scscore as scs
 
 PER_CLASS = 8  # genes that speak for it
+LOG_SNR = np.array([-5.0, -2.5, 0.0, 2.5])
 
 
 def _attributed(n_classes: int, n_genes: int | None = None) -> AnnData:
@@ -49,8 +51,12 @@ def _attributed(n_classes: int, n_genes: int | None = None) -> AnnData:
     adata.obs["scscore_evidence_baseline"] = np.repeat(baseline, 2).astype(np.float32)
     adata.obs["scscore_target"] = pd.Categorical(labels, categories=classes)
     adata.layers["scscore_attribution"] = parts
+    shares = rng.dirichlet(np.ones(len(LOG_SNR) + 1), size=mean.shape)
+    adata.varm["scscore_attribution_levels"] = (mean[..., None] * shares).astype(np.float32)
+    adata.obsm["X_umap"] = rng.normal(size=(len(labels), 2))
     adata.uns["scscore_attribution"] = {
         "classes": np.array(classes, dtype=object),
+        "log_snr": LOG_SNR,
         "n_cells": np.full(n_classes, 2),
         "baseline": baseline,
         "params": json.dumps({"condition": "type", "reference": "rest", "target": "type"}),
@@ -67,7 +73,11 @@ PLOTS = {
     "heatmap": scs.pl.attribution_heatmap,
     "ranking": scs.pl.attribution_ranking,
     "cell": lambda adata, **kwargs: scs.pl.attribution_cell(adata, "cell_3", **kwargs),
+    "levels": lambda adata, **kwargs: scs.pl.attribution_levels(adata, "Class 1 of cells", **kwargs),
+    "embedding": lambda adata, **kwargs: scs.pl.attribution_embedding(adata, ["GENE1", "GENE9", "GENE3"], **kwargs),
 }
+LISTS = ("ranking", "embedding")  # of axes
+GENES = [name for name in PLOTS if name != "embedding"]  # those that choose genes themselves
 
 
 def _names(ax: Axes, axis: str) -> list[str]:
@@ -103,14 +113,14 @@ def test_show_and_return(name, attributed, shown, autoshow):
     assert plot(adata, show=True) is None
     assert len(shown) == 2
     axes = plot(adata, show=False)
-    assert isinstance(axes[0] if name == "ranking" else axes, Axes)
+    assert isinstance(axes[0] if name in LISTS else axes, Axes)
     assert isinstance(plot(adata, return_fig=True), Figure)
     sc.settings.autoshow = False
     assert plot(adata) is not None
     assert len(shown) == 2
 
 
-@pytest.mark.parametrize("name", ["heatmap", "cell"])
+@pytest.mark.parametrize("name", ["heatmap", "cell", "levels"])
 def test_a_given_figure_keeps_its_size(name, attributed):
     figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
     assert PLOTS[name](attributed(3), ax=axes[0]) is axes[0]
@@ -130,7 +140,8 @@ def test_the_data_are_left_alone(name, attributed):
 @pytest.mark.parametrize("n_classes", [3, 60])
 def test_nothing_is_cut_and_no_labels_touch(name, attributed, n_classes):
     adata = attributed(n_classes)
-    figure = PLOTS[name](adata, n_genes=None if name == "heatmap" else 6, return_fig=True)
+    kwargs = {} if name in ("heatmap", "embedding") else {"n_genes": 6}
+    figure = PLOTS[name](adata, return_fig=True, **kwargs)
     figure.draw_without_rendering()
     boxes = []
     for ax in figure.axes:
@@ -156,8 +167,12 @@ def test_without_attributions(name, attributed):
     adata = attributed(3)
     with pytest.raises(KeyError, match=r"run scscore\.tl\.attribute"):
         PLOTS[name](adata, key="other")
+
+
+@pytest.mark.parametrize("name", GENES)
+def test_number_of_genes_is_positive(name, attributed):
     with pytest.raises(ValueError, match="n_genes must be a positive integer, got 0"):
-        PLOTS[name](adata, n_genes=0)
+        PLOTS[name](attributed(3), n_genes=0)
 
 
 # heatmap
@@ -387,3 +402,113 @@ def test_cell_errors(attributed):
     del adata.layers["scscore_attribution"]
     with pytest.raises(KeyError, match=r"layers\['scscore_attribution'\].*per_cell=True"):
         scs.pl.attribution_cell(adata, "cell_3")
+
+
+# by noise level
+
+
+def test_levels_draw_the_stored_values(attributed):
+    adata = attributed(3)
+    ax = scs.pl.attribution_levels(adata, "Class 1 of cells", n_genes=7, show=False)
+    mean = scs.get.attribution(adata)["Class 1 of cells"].X[0]
+    top = np.argsort(-mean, kind="stable")[:7]
+    assert _names(ax, "y") == adata.var_names[top].tolist()
+    image, expected = ax.images[0], adata.varm["scscore_attribution_levels"][top, 1]
+    np.testing.assert_array_equal(np.asarray(image.get_array()), expected)
+    largest = abs(expected).max()
+    np.testing.assert_allclose(image.norm([-largest, 0, largest]), [0, 0.5, 1], atol=1e-6)  # centred on zero
+    assert _names(ax, "x") == ["−5", "−2.5", "0", "2.5", "clean\ncell"]
+    texts = {
+        tuple(text.xy): text.get_text()
+        for text in ax.texts
+        if isinstance(text, Annotation) and text.get_text() != "sum"
+    }
+    for row, gene in enumerate(top):
+        assert texts[1, row] == f"{mean[gene]:.2f}".replace("-", "−")  # the sum over the levels
+        np.testing.assert_allclose(expected[row].sum(), mean[gene], rtol=1e-5)
+    assert "Class 1 of cells (2) against the rest" in [text.get_text() for text in ax.texts]
+
+
+def test_levels_of_few_genes(attributed):
+    ax = scs.pl.attribution_levels(attributed(2, n_genes=4), "Class 0 of cells", show=False)
+    assert len(_names(ax, "y")) == 4
+
+
+def test_levels_have_the_color_of_the_class(attributed):
+    adata = attributed(3)
+    adata.uns["type_colors"] = ["#010101", "#020202", "#030303"]
+    ax = scs.pl.attribution_levels(adata, "Class 2 of cells", show=False)
+    assert [to_hex(text.get_color()) for text in ax.texts if text.get_text() == "■"] == ["#030303"]
+
+
+def test_levels_leave_out_classes_without_cells(attributed):
+    adata = attributed(3)
+    adata.uns["scscore_attribution"]["n_cells"] = np.array([0, 2, 2])
+    adata.varm["scscore_attribution"][:, 0] = np.nan
+    ax = scs.pl.attribution_levels(adata, "Class 2 of cells", n_genes=5, show=False)
+    top = np.argsort(-adata.varm["scscore_attribution"][:, 2], kind="stable")[:5]
+    expected = adata.varm["scscore_attribution_levels"][top, 2]
+    np.testing.assert_array_equal(np.asarray(ax.images[0].get_array()), expected)
+    with pytest.raises(KeyError, match="'Class 0 of cells' is no class with cells"):
+        scs.pl.attribution_levels(adata, "Class 0 of cells")
+
+
+def test_levels_errors(attributed):
+    adata = attributed(3)
+    with pytest.raises(KeyError, match=r"target='Z' is no class with cells; there are \['Class 0 of cells'"):
+        scs.pl.attribution_levels(adata, "Z")
+    del adata.varm["scscore_attribution_levels"]
+    with pytest.raises(KeyError, match=r"varm\['scscore_attribution_levels'\].*by_level=True"):
+        scs.pl.attribution_levels(adata, "Class 0 of cells")
+
+
+# in an embedding
+
+
+@pytest.mark.parametrize("form", [np.asarray, sp.csr_matrix, sp.csr_array])
+def test_embedding_draws_the_stored_values(attributed, form):
+    adata, genes = attributed(6), ["GENE9", "GENE30", "GENE0"]
+    parts = adata[:, genes].layers["scscore_attribution"].copy()
+    adata.layers["scscore_attribution"] = form(adata.layers["scscore_attribution"])
+    panels = scs.pl.attribution_embedding(adata, genes, show=False)
+    assert [ax.get_title(loc="left") for ax in panels] == genes
+    for ax, values in zip(panels, parts.T, strict=True):
+        (dots,) = ax.collections
+        drawn = np.asarray(dots.get_array())
+        order = np.argsort(abs(values), kind="stable")
+        np.testing.assert_array_equal(drawn, values[order])  # the largest last, on top of the others
+        np.testing.assert_array_equal(np.asarray(dots.get_offsets()), adata.obsm["X_umap"][order])
+        low, high = dots.get_clim()
+        assert low == -high
+        np.testing.assert_allclose(high, np.quantile(abs(values), 0.99))
+    assert panels[-1].get_xlabel() == "UMAP; nats against the rest"
+
+
+def test_embedding_of_one_gene_and_another_basis(attributed):
+    adata = attributed(3)
+    adata.obsm["X_pca"] = np.random.default_rng(0).normal(size=(adata.n_obs, 5))
+    (ax,) = scs.pl.attribution_embedding(adata, "GENE2", basis="X_pca", show=False)
+    found = {tuple(xy) for xy in np.asarray(ax.collections[0].get_offsets())}
+    assert found == {tuple(xy) for xy in adata.obsm["X_pca"][:, :2]}
+    assert ax.get_xlabel().startswith("PCA;")
+
+
+def test_embedding_of_a_gene_without_a_part(attributed):
+    adata = attributed(3)
+    adata.layers["scscore_attribution"][:, 5] = 0
+    (ax,) = scs.pl.attribution_embedding(adata, "GENE5", show=False)
+    low, high = ax.collections[0].get_clim()
+    assert low == -high < 0
+
+
+def test_embedding_errors(attributed):
+    adata = attributed(3)
+    with pytest.raises(ValueError, match="genes must name at least one gene"):
+        scs.pl.attribution_embedding(adata, [])
+    with pytest.raises(KeyError, match=r"genes: \['CD3'\] are not in adata\.var_names"):
+        scs.pl.attribution_embedding(adata, ["CD3", "GENE1"])
+    with pytest.raises(KeyError, match=r"basis='X_tsne'.*available: \['X_umap'\]"):
+        scs.pl.attribution_embedding(adata, "GENE1", basis="X_tsne")
+    del adata.layers["scscore_attribution"]
+    with pytest.raises(KeyError, match=r"layers\['scscore_attribution'\].*per_cell=True"):
+        scs.pl.attribution_embedding(adata, "GENE1")

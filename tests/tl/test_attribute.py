@@ -386,7 +386,11 @@ def test_significant_genes_are_the_planted_ones(
         assert called[drivers[k], k].mean() > 0.8
     assert called[~drivers.any(0)].mean() < 0.01
     round_trip(tested)
-    assert {"pvalue", "fdr"} <= set(scs.get.attribution(attributed(tested, model)).layers)
+    both = attributed(tested, model, reference="runner-up")
+    assert {"pvalue", "fdr"} <= set(scs.get.attribution(both).layers)
+    assert (both.obs["scscore_runner_up"] != both.obs["scscore_target"]).all()
+    both.uns["scscore_attribution_test"]["model_hash"] = "another"
+    assert "fdr" not in scs.get.attribution(both).layers
     cells = cells.copy()
     cells.obs["chance"] = np.random.default_rng(0).permutation(cells.obs["type"])
     scs.tl.attribution_test(cells, model, "chance", n_permutations=999, progress=False)

@@ -32,7 +32,7 @@ def attribution(adata: AnnData, *, gene_sets: bool = False, key: str = "scscore"
 
     - ``X``: mean nats per gene, float32;
     - ``layers["se"]``: its standard error over cells; NaN for a class with one cell;
-    - ``layers["pvalue"]``, ``layers["fdr"]``: after :func:`scscore.tl.attribution_test`;
+    - ``layers["pvalue"]``, ``layers["fdr"]``: after :func:`scscore.tl.attribution_test` with the same model;
     - ``layers["presence"]``, ``layers["absence"]``: the parts from expression above and below the baseline, whose sum is ``X``;
     - ``obs``: the class under the name of the condition, ``n_cells``, and ``baseline``, the mean evidence at the baseline, nats;
     - ``var``: that of `adata`;
@@ -59,7 +59,9 @@ def attribution(adata: AnnData, *, gene_sets: bool = False, key: str = "scscore"
     >>> genes = scs.get.attribution(cells)
     >>> genes.shape
     (10, 765)
-    >>> axes = sc.pl.matrixplot(genes, ["CD79A", "NKG7"], groupby="cell_type", layer="presence", show=False)
+    >>> axes = sc.pl.matrixplot(
+    ...     genes, ["CD79A", "NKG7"], groupby="cell_type", layer="presence", colorbar_title="mean nats", show=False
+    ... )
     """
     keys = Keys(key)
     fix = "run scscore.tl.attribute first, or pass the key= that its key_added= named."
@@ -94,7 +96,7 @@ def attribution(adata: AnnData, *, gene_sets: bool = False, key: str = "scscore"
         presence = values(keys.attribution_presence)
         layers = {"se": values(keys.attribution_se), "presence": presence, "absence": mean - presence}
         layers |= {
-            name: values(slot) for name, slot in zip(("pvalue", "fdr"), tested, strict=True) if slot in adata.varm
+            name: values(slot) for name, slot in zip(("pvalue", "fdr"), tested, strict=False) if slot in adata.varm
         }
     result = AnnData(mean, obs=obs, var=var, layers=layers, uns={"params": str(stored["params"])})
     colors = _colors(adata, (condition, keys.label), kept)

@@ -109,6 +109,16 @@ class Keys:
         return f"{self.key_added}_target"
 
     @property
+    def runner_up(self) -> str:
+        """``obs``: class that the target is compared with, where that is the runner-up, categorical."""
+        return f"{self.key_added}_runner_up"
+
+    @property
+    def attribution_test(self) -> str:
+        """``uns``: parameters of the test of attributions."""
+        return f"{self.key_added}_attribution_test"
+
+    @property
     def evidence_baseline(self) -> str:
         """``obs``: evidence at the baseline of the attribution, nats."""
         return f"{self.key_added}_evidence_baseline"

@@ -100,7 +100,8 @@ def attribution_cell(
     given, ax = ax, _base.axes_of_size(ax, (_WIDTH, _LINE * (len(steps) + 2)))
     _draw(ax, np.array(steps), labels, evidence)
     target = adata.obs[keys.target].iloc[positions[0]] if keys.target in adata.obs else "most probable class"
-    ax.set_title(f"{cell}\n{target} against {against(found)}: {_number(evidence, '.1f')} nats", fontsize=9)
+    other = adata.obs[keys.runner_up].iloc[positions[0]] if keys.runner_up in adata.obs else against(found)
+    ax.set_title(f"{cell}\n{target} against {other}: {_number(evidence, '.1f')} nats", fontsize=9)
     return _base.finish(ax, given, show=show, return_fig=return_fig)
 
 

@@ -109,13 +109,14 @@ def attribution_levels(
         color=class_colors(found)[target],
     )
     ax.annotate(
-        f"{target} against {against(found)}",
+        f"{target} ({int(found[target].obs['n_cells'].iloc[0]):,}) against {against(found)}",
         (0, 1),
         (10, 5),
         xycoords="axes fraction",
         textcoords="offset points",
         fontsize=9,
     )
+    ax.annotate("sum", (1, 1), (4, 3), xycoords="axes fraction", textcoords="offset points", fontsize=7.5, color="0.3")
     width = _base.inches(ax)[0]
     bar = ax.inset_axes((1 + 0.55 / width, 0.0, 0.13 / width, min(1.0, 1.8 / _base.inches(ax)[1])))
     ax.figure.colorbar(image, cax=bar).set_label("nats added", fontsize=8)

@@ -89,7 +89,8 @@ def attribute(
     model
         From :func:`scscore.tl.fit` or :func:`scscore.load`.
     target
-        ``None``: every cell's own most probable class. The name of a class: that class, for all cells. The name of a column of
+        ``None``: every cell's own most probable class (by its posterior; the evidence for it is a ratio of likelihoods, without the prior, and may be
+        negative). The name of a class: that class, for all cells. The name of a column of
         ``obs`` with class names: the class that stands there.
     reference
         What the target is compared with: ``"rest"``, the other classes, weighted by the prior of the model; ``"runner-up"``, the
@@ -143,7 +144,7 @@ def attribute(
     - ``varm[f"{k}_attribution_se"]``: its standard error over cells and trajectories, float32 ``(n_vars, n_classes)``; NaN for fewer
       than two cells;
     - ``varm[f"{k}_attribution_presence"]``: the part from expression above the baseline; the rest is absence;
-    - ``obs[f"{k}_target"]``: the target of the cell (categorical);
+    - ``obs[f"{k}_target"]``: the target of the cell (categorical); ``obs[f"{k}_runner_up"]``: what it is compared with, where that is the runner-up;
     - ``obs[f"{k}_evidence"]`` and ``obs[f"{k}_evidence_baseline"]``: evidence of the cell, and the part of it that is there at the baseline
       already, nats (float32);
     - ``layers[f"{k}_attribution"]`` with `per_cell`: nats, float32 ``(n_obs, n_vars)``;
@@ -152,6 +153,8 @@ def attribute(
     - ``obsm[f"{k}_attribution_sets"]`` with `gene_sets`: nats, float32 ``(n_obs, n_sets)``, in the order of ``gene_sets`` in ``uns``;
     - ``uns[f"{k}_attribution"]``: ``classes``, ``n_cells``, ``baseline`` (mean evidence at the baseline, nats), ``completeness`` (largest difference
       of the sum over genes from the evidence less its baseline, relative to the larger of one nat and this), ``params`` (JSON), ``model_hash``, ``version``.
+
+    What an earlier call with the same key wrote in slots that this one does not write is deleted.
 
     Raises
     ------
@@ -211,6 +214,7 @@ def attribute(
     split = _Split(model, genes, method, n_steps=n_steps, n_paths=n_paths, n_segments=n_segments, device=torch_device)
 
     sums = _Sums(np.zeros((3, len(classes), adata.n_vars)), np.zeros(len(classes), dtype=np.int64))
+    others = np.empty(adata.n_obs, dtype=np.int64) if reference == "runner-up" else None
     evidence, at_baseline, targets = np.empty(adata.n_obs), np.empty(adata.n_obs), np.empty(adata.n_obs, dtype=np.int64)
     worst, kept, in_sets = 0.0, [], []
     n_levels = n_steps + 2 if by_level else 0
@@ -225,6 +229,8 @@ def attribute(
             contrast = _contrast(model, z, reference, own, log_prior, n_steps, noise, rows)
             found = split(chunk, z, points, contrast, noise)
             y = contrast.target.cpu().numpy()
+            if others is not None:
+                others[rows] = contrast.log_weights.argmax(1).cpu().numpy()
             sums.add(y, found.parts, np.where(found.above > 0, found.parts, 0))
             evidence[rows], at_baseline[rows], targets[rows] = found.evidence, found.evidence - found.change, y
             worst = max(worst, found.completeness)
@@ -246,6 +252,11 @@ def attribute(
     target_adata.varm[keys.attribution_presence] = presence
     named = pd.Categorical.from_codes(targets, categories=model.classes.astype(object))
     target_adata.obs[keys.target] = pd.Series(named, index=target_adata.obs_names)
+    if others is not None:
+        named = pd.Categorical.from_codes(others, categories=model.classes.astype(object))
+        target_adata.obs[keys.runner_up] = pd.Series(named, index=target_adata.obs_names)
+    elif keys.runner_up in target_adata.obs:
+        del target_adata.obs[keys.runner_up]
     target_adata.obs[keys.evidence] = evidence.astype(np.float32)
     target_adata.obs[keys.evidence_baseline] = at_baseline.astype(np.float32)
     if per_cell:

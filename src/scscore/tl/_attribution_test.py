@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from scscore._logging import logger
+from scscore._version import __version__
 from scscore.core.permutation import benjamini_hochberg, permutation_p_values
 from scscore.core.thinning import evenly_spread
 from scscore.core.trajectories import NoiseStream
-from scscore.io.gene_space import GeneChunk
+from scscore.io.gene_space import GeneChunk, Genes, Map
 from scscore.io.keys import Keys
+from scscore.io.params import json_params, jsonable
 from scscore.model import ScoreModel
 from scscore.tl._attribute import _contrast, _genes, _Split
 from scscore.tl._validate import (
@@ -36,6 +38,8 @@ def attribution_test(
     n_permutations: int = 10_000,
     max_cells: int = 2000,
     layer: str | None = None,
+    encoder: str | Map | None = None,
+    decoder: Map | None = None,
     device: str = "auto",
     key_added: str = "scscore",
     copy: bool = False,
@@ -56,14 +60,15 @@ def attribution_test(
     adata
         Labelled cells that the model has not seen.
     model
-        From :func:`scscore.tl.fit` or :func:`scscore.load`, with an encoder of its own.
+        From :func:`scscore.tl.fit` or :func:`scscore.load`.
     labels
         Column of ``obs`` with the true classes. Cells with other labels count as cells of no class; cells without label are left out.
     n_permutations
         Draws of labels at most; p-values are not smaller than ``1 / (1 + n_permutations)``. Genes that are clearly not significant get fewer.
     max_cells
-        Use at most so many cells, evenly spread over the data.
-    layer, device, progress
+        Use at most so many cells, evenly spread over the data. Cells, genes and draws set the cost: 534 cells, 8,900 genes, 9 classes take four
+        seconds.
+    layer, encoder, decoder, device, progress
         As in :func:`scscore.tl.attribute`.
     key_added
         Name of the slots, that of :func:`scscore.tl.attribute`, for instance.
@@ -78,7 +83,8 @@ def attribution_test(
 
     - ``varm[f"{k}_attribution_pvalue"]``: one-sided permutation p-value, float32 ``(n_vars, n_classes)``; NaN for genes that the model does
       not know and classes without a cell;
-    - ``varm[f"{k}_attribution_fdr"]``: adjusted over the genes of a class by Benjamini and Hochberg.
+    - ``varm[f"{k}_attribution_fdr"]``: adjusted over the genes of a class by Benjamini and Hochberg;
+    - ``uns[f"{k}_attribution_test"]``: ``n_cells``, ``params`` (JSON), ``model_hash``, ``version``.
 
     Raises
     ------
@@ -124,7 +130,8 @@ def attribution_test(
             f"labels={labels!r} must hold classes of the model ({classes}) and more than one label, found {sorted(set(truth))[:5]}."
         )
     cells, generator = adata[rows].copy(), np.random.default_rng([seed, 1])
-    expression, slopes = _slopes(cells, model, truth, layer=layer, device=usable_device(device), seed=seed)
+    genes = _genes(cells, model, encoder, decoder, layer=layer)
+    expression, slopes = _slopes(cells, model, truth, genes, device=usable_device(device), seed=seed)
     p_values, rates = np.full((2, adata.n_vars, len(classes)), np.nan, dtype=np.float32)
     for name in tqdm(present, desc="test", unit="class", disable=not progress):
         k = classes.index(name)
@@ -133,6 +140,13 @@ def attribution_test(
         p_values[:, k], rates[:, k] = p, benjamini_hochberg(p)
     target = adata.copy() if copy else adata
     target.varm[keys.attribution_pvalue], target.varm[keys.attribution_fdr] = p_values, rates
+    params = {"labels": labels, "n_permutations": n_permutations, "max_cells": max_cells, "layer": layer, "seed": seed}
+    target.uns[keys.attribution_test] = {
+        "n_cells": len(rows),
+        "params": json_params(jsonable(params)),
+        "model_hash": model.hash,
+        "version": __version__,
+    }
     logger.info(
         "tested %d genes for %d classes on %d cells, %d at a false discovery rate of 5%%\nwrote varm%r",
         adata.n_vars,
@@ -145,12 +159,12 @@ def attribution_test(
 
 
 def _slopes(
-    cells: AnnData, model: ScoreModel, truth: NDArray[np.str_], *, layer: str | None, device: str, seed: int
+    cells: AnnData, model: ScoreModel, truth: NDArray[np.str_], genes: Genes, *, device: str, seed: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Expression ``(n, n_vars)``, and nats per unit of it for every class ``(n_classes, n_vars)``, over the cells of the class."""
     classes = model.classes.tolist()
     codes = pd.Index(classes).get_indexer(truth)
-    genes, n_steps = _genes(cells, model, None, None, layer=layer), model.calibration.n_steps
+    n_steps = model.calibration.n_steps
     split = _Split(model, genes, "integrated_gradients", n_steps=n_steps, n_paths=2, n_segments=8, device=device)
     products, squares = np.zeros((2, len(classes), cells.n_vars))
     expression, noise, levels = [], NoiseStream(seed), model.covariate_codes(cells)
