@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 logger = logging.getLogger("scscore")
 
@@ -18,3 +20,14 @@ if not logger.handlers:
     logger.addHandler(_handler)
     if logger.level == logging.NOTSET:  # else the user has chosen one before this was imported
         logger.setLevel(logging.INFO)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Only errors, while a function calls another whose messages are about copies."""
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -33,6 +33,7 @@ def test_the_contract():
         "attribution_test": "k_attribution_test",
         "evidence_baseline": "k_evidence_baseline",
         "evidence": "k_evidence",
+        "perturbation_evidence": "k_perturbation_evidence",
         "response": "k_response",
         "escape": "k_escape",
         "perturbation": "k_perturbation",

@@ -17,6 +17,8 @@ from anndata import AnnData
 from sklearn.metrics import roc_auc_score
 
 import scscore as scs
+from scscore.core.attribution import Contrast
+from scscore.core.attribution import attribute as attribute_points
 from scscore.core.denoiser import ResidualDenoiser
 from scscore.core.diffusion import ConditionalDiffusion
 from scscore.core.reference_fit import Whitening
@@ -79,6 +81,23 @@ def test_genes_add_up_to_the_evidence(trained: tuple[AnnData, np.ndarray, scs.Sc
         scs.tl.classify(cells, model, progress=False, n_paths=2)
         ratio = cells.obsm["scscore_log_likelihood"] @ [1, -1, 0]
         np.testing.assert_allclose(found.obs["scscore_evidence"], ratio, atol=1e-2)
+
+
+def test_two_classes_alone_give_what_all_classes_give(trained: tuple[AnnData, np.ndarray, scs.ScoreModel]):
+    """Against one class only two log-likelihoods are computed; the evidence and its gradient are those of all of them."""
+    cells, _, model = trained
+    z = model.encode(cells[:20])
+    versus = torch.full((20, 3), -torch.inf, dtype=torch.float64)
+    versus[:, 1] = 0
+    one = Contrast(torch.tensor([0, 2] * 10), versus)
+    softened = versus.clone()
+    softened[:, 0], softened[:, 2] = -1e3, -1e3  # all classes, two of them of no weight
+    options = {"noise": NoiseStream(0), "n_steps": 4, "n_paths": 2}
+    found, expected = (
+        attribute_points(model.diffusion, z, c, **options) for c in (one, Contrast(one.target, softened))
+    )
+    np.testing.assert_allclose(found.evidence, expected.evidence, atol=1e-4)
+    np.testing.assert_allclose(found.gradient, expected.gradient, atol=1e-4 * expected.gradient.abs().max())
 
 
 @pytest.mark.parametrize("method", METHODS)

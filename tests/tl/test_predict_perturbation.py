@@ -60,14 +60,14 @@ def test_responders_are_told_from_escapees(predicted: AnnData):
         assert roc_auc_score(obs["responds"][own], obs["scscore_response"][own]) > 0.95
         assert obs["scscore_escape"][own].mean() == pytest.approx((~obs["responds"][own]).mean(), abs=0.1)
     control = obs["target"] == "control"
-    assert obs.loc[control, ["scscore_response", "scscore_evidence"]].isna().all(axis=None)
+    assert obs.loc[control, ["scscore_response", "scscore_perturbation_evidence"]].isna().all(axis=None)
     assert not obs["scscore_escape"][control].any()
     ratio = predicted.obsm["scscore_log_likelihood"] @ (
         np.array(predicted.uns["scscore"]["classes"]) == "strong"
     ).astype(float)
     ratio -= predicted.obsm["scscore_log_likelihood"][:, 0]  # control is the first class
     own = (obs["target"] == "strong").to_numpy()
-    np.testing.assert_allclose(obs["scscore_evidence"][own], ratio[own], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(obs["scscore_perturbation_evidence"][own], ratio[own], rtol=1e-4, atol=1e-4)
 
 
 def test_detectability(predicted: AnnData):
@@ -119,7 +119,7 @@ def test_slots_round_trip_and_cells_without_a_target(model: scs.ScoreModel, roun
     left = (~cells.obs["two_guides"] & (cells.obs["mine"] == "strong")).sum()
     assert scs.get.perturbation(cells).loc["strong", "n_cells"] == left
     assert cells.uns["scscore_attribution"]["n_cells"].max() <= 20
-    for slot in ("evidence", "response"):
+    for slot in ("perturbation_evidence", "response"):
         assert cells.obs[f"scscore_{slot}"].dtype == np.float32
     round_trip(cells)
 

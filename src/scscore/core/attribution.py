@@ -49,6 +49,13 @@ class Contrast:
         own = log_likelihood.gather(-1, self.target.expand(log_likelihood.shape[:-1])[..., None])[..., 0]
         return own - (log_likelihood + self.log_weights).logsumexp(-1)
 
+    def pairs(self) -> Tensor | None:
+        """Target and the class that it is compared with, ``(n, 2)``; ``None`` where a cell is compared with several."""
+        others = self.log_weights.isfinite()
+        if not bool((others.sum(-1) == 1).all()):
+            return None
+        return torch.stack([self.target, others.to(torch.int64).argmax(-1)], dim=-1)
+
     @torch.no_grad()
     def baseline(self, reference: GaussianReference) -> Tensor:
         """Where neither side is favoured, on the line between their means, ``(n, n_features)``.
@@ -191,15 +198,19 @@ def frozen_evidence(
     draws = _drawn(model, len(contrast.target), noise=noise, start=start, pair=pair, n_steps=n_steps)
     levels = model.schedule.levels(n_steps)
 
+    pair_of_classes = contrast.pairs() if level is None else None
+
     def evidence(z: Tensor) -> Tensor:
         if level is not None:
             found = evidence_by_level(model, z, levels.to(z.device), lambda step: draws[step].to(z))
             return contrast.evidence(found[level].mean(0))
         found = model.reference.log_prob(z)
+        if pair_of_classes is not None:
+            found = found.gather(-1, pair_of_classes)
         if model.denoiser is not None:
-            steps = dissipation(model, z, levels.to(z.device), lambda step: draws[step].to(z))
+            steps = dissipation(model, z, levels.to(z.device), lambda step: draws[step].to(z), pair_of_classes)
             found = found + torch.stack(list(steps)).sum(0).mean(0)
-        return contrast.evidence(found)
+        return contrast.evidence(found) if pair_of_classes is None else found[..., 0] - found[..., 1]
 
     return evidence
 

@@ -92,12 +92,12 @@ def attribution(adata: AnnData, *, gene_sets: bool = False, key: str = "scscore"
     if gene_sets:
         mean, layers, var = _of_sets(adata, keys, kept)
     else:
-        mean, var, tested = values(keys.attribution), adata.var.copy(), (keys.attribution_pvalue, keys.attribution_fdr)
+        mean, var = values(keys.attribution), adata.var.copy()
         presence = values(keys.attribution_presence)
         layers = {"se": values(keys.attribution_se), "presence": presence, "absence": mean - presence}
-        layers |= {
-            name: values(slot) for name, slot in zip(("pvalue", "fdr"), tested, strict=False) if slot in adata.varm
-        }
+        tested = adata.uns.get(keys.attribution_test, {}).get("model_hash")
+        if tested == stored["model_hash"]:  # and not a test of another model
+            layers |= {"pvalue": values(keys.attribution_pvalue), "fdr": values(keys.attribution_fdr)}
     result = AnnData(mean, obs=obs, var=var, layers=layers, uns={"params": str(stored["params"])})
     colors = _colors(adata, (condition, keys.label), kept)
     if colors is not None:

@@ -9,7 +9,7 @@ from anndata import AnnData
 from scscore.io.keys import Keys
 from scscore.io.params import stored_params
 
-_COLUMNS = ("n_cells", "auroc", "pvalue", "fdr", "effect", "effect_se", "escape")
+_COLUMNS = ("n_cells", "auroc", "pvalue", "fdr", "effect", "effect_se", "escape", "control_response")
 _ALIKE = 0.05
 
 
@@ -30,7 +30,8 @@ def perturbation(adata: AnnData, *, key: str = "scscore") -> pd.DataFrame:
     - ``n_cells``: cells that were assigned to it;
     - ``auroc``, ``pvalue``, ``fdr``: how well its cells are told from control cells by the evidence; below an ``fdr`` of 0.05 it is detected;
     - ``effect``, ``effect_se``: mean evidence against control of its cells, nats, and standard error;
-    - ``escape``: share of its cells that look like control cells;
+    - ``escape``: share of its cells that look like control cells; ``control_response``: share of control cells that look like its cells. Where a
+      perturbation is not detected the two add up to about one, and mean nothing;
     - ``alike``: perturbations that it cannot be told from at a false discovery rate of 5%, joined by commas.
 
     Reads ``uns[f"{key}_perturbation"]``. A copy: changing it leaves `adata` alone.

@@ -129,6 +129,11 @@ class Keys:
         return f"{self.key_added}_evidence"
 
     @property
+    def perturbation_evidence(self) -> str:
+        """``obs``: evidence for the assigned perturbation against control, nats."""
+        return f"{self.key_added}_perturbation_evidence"
+
+    @property
     def response(self) -> str:
         """``obs``: probability that the cell responded to the perturbation it was assigned to."""
         return f"{self.key_added}_response"

@@ -11,10 +11,13 @@ from scscore.pl._attribution_heatmap import attribution_heatmap
 from scscore.pl._attribution_levels import attribution_levels
 from scscore.pl._attribution_ranking import attribution_ranking
 from scscore.pl._confusion import confusion
+from scscore.pl._counterfactual import counterfactual
+from scscore.pl._detectability import detectability
 from scscore.pl._dissipation import dissipation
 from scscore.pl._energy import energy
 from scscore.pl._funnel import funnel
 from scscore.pl._novelty import novelty
+from scscore.pl._perturbation_response import perturbation_response
 from scscore.pl._posterior import posterior
 from scscore.pl._reliability import reliability
 from scscore.pl._training import training
@@ -26,10 +29,13 @@ __all__ = [
     "attribution_levels",
     "attribution_ranking",
     "confusion",
+    "counterfactual",
+    "detectability",
     "dissipation",
     "energy",
     "funnel",
     "novelty",
+    "perturbation_response",
     "posterior",
     "reliability",
     "training",

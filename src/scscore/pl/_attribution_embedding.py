@@ -101,6 +101,8 @@ def attribution_embedding(
         bar = ax.inset_axes((1.03, 0, 0.05, 0.6))
         ax.figure.colorbar(image, cax=bar)
         bar.tick_params(labelsize=7)
+        bar.grid(False)
+        ax.grid(False)
     axes[-1].set_xlabel(f"{basis.removeprefix('X_').upper()}; nats against {against(found)}", fontsize=8)
     fit_panels(axes, (_SIDE, _SIDE))
     if show is None:

@@ -121,6 +121,8 @@ def attribution_levels(
     bar = ax.inset_axes((1 + 0.55 / width, 0.0, 0.13 / width, min(1.0, 1.8 / _base.inches(ax)[1])))
     ax.figure.colorbar(image, cax=bar).set_label("nats added", fontsize=8)
     bar.tick_params(labelsize=7)
+    bar.grid(False)
+    ax.grid(False)
     for spine in ax.spines.values():
         spine.set(color="0.6", linewidth=0.6)
     return _base.finish(ax, given, show=show, return_fig=return_fig)

@@ -89,6 +89,7 @@ def label_classes(ax: Axes, rows: Sequence[str], columns: Sequence[str], *, pad:
         for label in ax.get_xticklabels() if tilt == 45 else []:
             label.set(rotation_mode="anchor", horizontalalignment="right", verticalalignment="center")
     ax.tick_params(length=0)
+    ax.grid(False)  # scanpy's figure parameters switch it on
     ax.tick_params(axis="y", pad=pad)
     for spine in ax.spines.values():
         spine.set(color="0.6", linewidth=0.6)
@@ -118,6 +119,7 @@ def add_colorbar(ax: Axes, image: AxesImage, label: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
     ticks = MaxNLocator(5, integer=image.norm.vmax > 1)  # type: ignore[operator]
+    bar.grid(False)
     ax.figure.colorbar(image, cax=bar, ticks=ticks).set_label(label, fontsize=_FONT)
     bar.tick_params(labelsize=_FONT - 1)
 

@@ -89,7 +89,8 @@ def counterfactual(
 
     - ``X``: log expression under `to`, float32 ``(n_obs, n_vars)``, as the encoder sees it (log1p of counts scaled to the same total per
       cell, or the log-normalised values themselves): the cell's own, plus the change. It is not clipped and may lie below zero;
-    - ``layers["delta"]``: the change, float32 ``(n_obs, n_vars)``; zero for genes that the model does not know;
+    - ``layers["delta"]``: the change, float32 ``(n_obs, n_vars)``; zero for genes that the model does not know.
+      ``X - layers["delta"]`` is the cell's own log expression on the same scale;
     - ``obsm[f"X_{k}"]``: the new points in the model's representation, float32 ``(n_obs, n_features)``;
     - ``obs[f"{k}_source"]`` and ``obs[f"{k}_to"]``: the two classes of the cell (categorical);
     - ``var[f"{k}_delta"]`` and ``var[f"{k}_delta_se"]``: mean change over all cells, and its standard error over cells (NaN for a single

@@ -11,7 +11,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from scscore._logging import logger
+from scscore._logging import logger, quiet
 from scscore._version import __version__
 from scscore.core.detectability import merge_tree, pairwise_separation, separation
 from scscore.core.permutation import benjamini_hochberg
@@ -90,14 +90,15 @@ def predict_perturbation(
     -------
     ``None``, or the copy. With ``k = key_added``, writes what :func:`scscore.tl.classify` writes, and
 
-    - ``obs[f"{k}_evidence"]``: evidence for the assigned perturbation against control, nats (float32; NaN for control cells and those without one);
+    - ``obs[f"{k}_perturbation_evidence"]``: evidence for the assigned perturbation against control, nats (float32; NaN for control cells and those without one);
     - ``obs[f"{k}_response"]``: response probability (float32; NaN likewise);
     - ``obs[f"{k}_escape"]``: response probability below one half (bool; false likewise);
     - ``varm[f"{k}_attribution"]``, ``..._se``, ``..._presence``, ``uns[f"{k}_attribution"]``: genes that speak for every perturbation against control
       over its cells, see :func:`scscore.tl.attribute`; missing for a model of a stored representation without loadings;
     - ``uns[f"{k}_perturbation"]``: ``names`` of the perturbations, and for each of them ``n_cells``, ``auroc`` of the evidence in its cells against control
       cells, ``pvalue`` (rank-sum test, that is, under permuted labels), ``fdr`` (Benjamini-Hochberg), ``effect`` and ``effect_se`` (mean evidence of its cells, nats),
-      ``escape`` (share of escaped cells); ``pairwise`` and ``pairwise_fdr``: AUROC of every two perturbations against each other, control last,
+      ``escape`` (share of escaped cells), ``control_response`` (share of control cells that would count as responding), ``threshold`` (evidence at which the
+      response probability is one half, nats); ``n_control``; ``pairwise`` and ``pairwise_fdr``: AUROC of every two perturbations against each other, control last,
       and ``tree``, their average linkage (scipy); ``control``, ``params`` (JSON), ``model_hash``, ``version``.
 
     Raises
@@ -154,11 +155,12 @@ def predict_perturbation(
     evidence = np.where(perturbed, log_likelihood[rows, y] - log_likelihood[:, c], np.nan)
     offsets = np.asarray(model.calibration.offsets or np.zeros(len(classes)))
     response = expit(model.calibration.temperature * evidence + np.where(perturbed, offsets[y] - offsets[c], 0))
-    target.obs[keys.evidence] = evidence.astype(np.float32)
+    target.obs[keys.perturbation_evidence] = evidence.astype(np.float32)
     target.obs[keys.response] = response.astype(np.float32)
     target.obs[keys.escape] = response < 0.5  # not true of NaN
 
-    figures = _figures(log_likelihood, y, c, response)
+    threshold = (offsets[c] - offsets) / model.calibration.temperature
+    figures = _figures(log_likelihood, y, c, threshold)
     order = [k for k in range(len(classes)) if k != c and (y == k).any()]
     area, p = pairwise_separation(log_likelihood[:, [*order, c]], _positions(y, [*order, c]))
     upper = np.triu_indices(len(area), 1)
@@ -192,20 +194,24 @@ def predict_perturbation(
         "pairwise_fdr": np.minimum(rates, rates.T),
         "tree": merge_tree(area),
         "control": control,
+        "n_control": int((y == c).sum()),
         "params": json_params(jsonable(params)),
         "model_hash": model.hash,
         "version": __version__,
     }
+    detected = [k for k in order if figures["fdr"][k] < FDR]
+    own = np.isin(y, detected)
     logger.info(
-        "%d of %d perturbations are detected at a false discovery rate of %.0f%%; %d of %d perturbed cells escaped\n"
-        "wrote obs%r, uns[%r]",
-        int((figures["fdr"][order] < FDR).sum()),
+        "%d of %d perturbations are detected at a false discovery rate of %.0f%%; %d of their %d cells escaped\n"
+        "wrote obs%r, uns[%r]%s",
+        len(detected),
         len(order),
         100 * FDR,
-        int(target.obs[keys.escape].sum()),
-        int(perturbed.sum()),
-        [keys.evidence, keys.response, keys.escape],
+        int(target.obs[keys.escape].to_numpy()[own].sum()),
+        int(own.sum()),
+        [keys.perturbation_evidence, keys.response, keys.escape],
         keys.perturbation,
+        f", varm[{keys.attribution!r}] and its kin" if keys.attribution in target.varm else "",
     )
     return target if copy else None
 
@@ -233,22 +239,24 @@ def _assigned(adata: AnnData, column: str, exclude: str | None, classes: list[st
 
 
 def _figures(
-    log_likelihood: NDArray[np.float64], y: NDArray[np.int64], c: int, response: NDArray[np.float64]
+    log_likelihood: NDArray[np.float64], y: NDArray[np.int64], c: int, threshold: NDArray[np.float64]
 ) -> dict[str, NDArray[Any]]:
     """What is told about every perturbation, by class."""
     n_classes = log_likelihood.shape[1]
-    found = {name: np.full(n_classes, np.nan) for name in ("auroc", "pvalue", "effect", "effect_se", "escape")}
+    names = ("auroc", "pvalue", "effect", "effect_se", "escape", "control_response")
+    found = {name: np.full(n_classes, np.nan) for name in names}
     for k in range(n_classes):
         own = y == k
         if k == c or not own.any():
             continue
         ratio = log_likelihood[:, k] - log_likelihood[:, c]
         found["auroc"][k], found["pvalue"][k] = separation(ratio[own], ratio[y == c])
-        found["effect"][k], found["escape"][k] = ratio[own].mean(), (response[own] < 0.5).mean()
+        found["effect"][k], found["escape"][k] = ratio[own].mean(), (ratio[own] < threshold[k]).mean()
+        found["control_response"][k] = (ratio[y == c] >= threshold[k]).mean()
         if own.sum() > 1:
             found["effect_se"][k] = ratio[own].std(ddof=1) / np.sqrt(own.sum())
     n_cells = np.array([(y == k).sum() for k in range(n_classes)])
-    return {"n_cells": n_cells, **found, "fdr": benjamini_hochberg(found["pvalue"])}
+    return {"n_cells": n_cells, **found, "fdr": benjamini_hochberg(found["pvalue"]), "threshold": threshold}
 
 
 def _positions(y: NDArray[np.int64], order: list[int]) -> NDArray[np.int64]:
@@ -274,16 +282,18 @@ def _attribute_targets(
     cells = target[chosen].copy()
     column = "assigned to"
     cells.obs[column] = model.classes[y[chosen]]
-    seed = options.pop("seed")
-    with warnings.catch_warnings():
+    seed, reason = options.pop("seed"), ""
+    with warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore", UserWarning)  # missing genes were reported by classify
         try:
             attribute(cells, model, target=column, reference=control, key_added=keys.key_added, rng=seed, **options)
         except (KeyError, ValueError) as error:
             if model.genes is not None:
                 raise
-            logger.warning("no gene attributions: %s", str(error).strip('"'))
-            return
+            reason = str(error).strip('"')
+    if keys.attribution not in cells.varm:
+        logger.warning("no gene attributions: %s", reason)
+        return
     for slot in (keys.attribution, keys.attribution_se, keys.attribution_presence):
         target.varm[slot] = cells.varm[slot]
     target.uns[keys.attribution] = cells.uns[keys.attribution]
