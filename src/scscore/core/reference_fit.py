@@ -256,13 +256,13 @@ def overlap_weights(
     n_scales = log_density.shape[1] // n_classes
     prior = np.repeat(0.9 * np.eye(n_classes) + 0.1 / n_classes, n_scales, axis=1) / n_scales
     density = np.exp(log_density - log_density.max(axis=1, keepdims=True))
-    members = np.eye(n_classes)[:, y]
-    weights = prior
-    for _ in range(n_iterations):
-        joint = density * weights[y]
-        responsibilities = joint / np.maximum(joint.sum(axis=1, keepdims=True), 1e-300)
-        counts = members @ responsibilities + pseudo_count * prior
-        weights = counts / counts.sum(axis=1, keepdims=True)
+    weights = prior.copy()
+    for k in range(n_classes):  # the weights of a class depend on its own cells alone
+        own = density[y == k]
+        for _ in range(n_iterations if len(own) else 0):
+            mixed = np.maximum(own @ weights[k], 1e-300)
+            counts = weights[k] * (own.T @ (1 / mixed)) + pseudo_count * prior[k]
+            weights[k] = counts / counts.sum()
     return weights
 
 

@@ -96,7 +96,7 @@ def attribution(adata: AnnData, *, gene_sets: bool = False, key: str = "scscore"
         presence = values(keys.attribution_presence)
         layers = {"se": values(keys.attribution_se), "presence": presence, "absence": mean - presence}
         tested = adata.uns.get(keys.attribution_test, {}).get("model_hash")
-        if tested == stored["model_hash"]:  # and not a test of another model
+        if tested is not None and tested == stored.get("model_hash"):  # and not a test of another model
             layers |= {"pvalue": values(keys.attribution_pvalue), "fdr": values(keys.attribution_fdr)}
     result = AnnData(mean, obs=obs, var=var, layers=layers, uns={"params": str(stored["params"])})
     colors = _colors(adata, (condition, keys.label), kept)
