@@ -255,3 +255,19 @@ def test_only_labelled_cells_are_taken(counts_matrix: np.ndarray):
         training_matrix(cells(counts), np.ones(150, dtype=bool), layer=None, kind=None)
     many = ad.concat([cells(counts[:149])] * 2, index_unique="-")
     assert training_matrix(many, np.ones(298, dtype=bool), layer=None, kind="counts")[0].shape == (298, 40)
+
+
+@pytest.mark.parametrize("unit_variance", [False, True])
+def test_dual_is_the_reconstruction_of_principal_components(unit_variance: bool):
+    """Against scikit-learn on the same, scaled values."""
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(rng.gamma(1, 2, 30) * rng.gamma(5, 0.2, (200, 1))).astype(np.float32)
+    encoder = PCAEncoder.fit(
+        counts, np.array([f"g{i}" for i in range(30)]), n_features=5, kind="counts", unit_variance=unit_variance
+    )
+    np.testing.assert_allclose(encoder.components.T @ encoder.dual, np.eye(5), atol=1e-5)
+    x = log_normalise(counts, "counts", 1e4)
+    scale = 1 / encoder.weights if unit_variance else np.ones(30)
+    pca = PCA(5).fit(x / scale)
+    expected = pca.inverse_transform(pca.transform(x / scale)) * scale
+    np.testing.assert_allclose(encoder.mean + encoder.encode(counts) @ encoder.dual.T, expected, atol=1e-2)

@@ -65,7 +65,7 @@ class LinearGenes:
         found = position >= 0
         loadings, dual = np.zeros((2, adata.n_vars, encoder.n_features))
         loadings[position[found]] = encoder.components[found]
-        dual[position[found]] = np.linalg.pinv(encoder.components).T[found]
+        dual[position[found]] = encoder.dual[found]
         mean = np.zeros(adata.n_vars)
         mean[position[found]] = encoder.mean[found]
 

@@ -38,8 +38,9 @@ def model_tensors(model: ScoreModel) -> Tensors:
         for name, value in module.state_dict().items()
     }
     if isinstance(model.representation, PCAEncoder):
-        for name in ("mean", "share", "components"):
-            tensors[f"encoder.{name}"] = getattr(model.representation, name)
+        for name in ("mean", "share", "components", "weights"):
+            if (value := getattr(model.representation, name)) is not None:
+                tensors[f"encoder.{name}"] = value
     if model.held_out is not None:
         tensors |= {f"held_out.{k}": v for k, v in vars(model.held_out).items() if v is not None}
     if model.covariates is not None:
@@ -92,6 +93,7 @@ def model_parts(tensors: Tensors, metadata: dict[str, Any]) -> dict[str, Any]:
             tensors["encoder.components"],
             target_sum=encoder["target_sum"],
             kind=encoder["kind"],
+            weights=tensors.get("encoder.weights"),
         )
     else:
         representation = ObsmRepresentation(encoder["key"], encoder["n_features"])

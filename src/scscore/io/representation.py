@@ -57,6 +57,8 @@ class PCAEncoder:
         Loadings, ``(n_genes, n_features)``, ordered by explained variance.
     target_sum
         Counts per cell after normalisation.
+    weights
+        Factor on the centred log expression of every gene before the components were taken, ``(n_genes,)``, which the loadings hold; ``None`` is 1.
     kind
         What the model was fitted on: raw counts, or log-normalised values that are used as they are.
     """
@@ -70,9 +72,10 @@ class PCAEncoder:
         *,
         target_sum: float,
         kind: InputKind = "counts",
+        weights: Matrix | None = None,
     ) -> None:
         self.genes, self.mean, self.share, self.components = genes, mean, share, components
-        self.target_sum, self.kind = target_sum, kind
+        self.target_sum, self.kind, self.weights = target_sum, kind, weights
         self.n_features: int = components.shape[1]
 
     @classmethod
@@ -93,7 +96,7 @@ class PCAEncoder:
         """
         totals = np.asarray(chunk.sum(axis=0), dtype=np.float64).ravel()
         log_expression = log_normalise(chunk, kind, target_sum)
-        weights = np.ones(log_expression.shape[1], dtype=np.float32)
+        weights = np.ones(log_expression.shape[1])
         if unit_variance:
             weights = 1 / _standard_deviation(log_expression)
             log_expression = sp.csr_matrix(log_expression) @ sp.diags(weights)
@@ -108,7 +111,19 @@ class PCAEncoder:
         share = totals / max(totals.sum(), 1.0)
         components = np.ascontiguousarray(weights[:, None] * pca.components_.T, dtype=np.float64)
         mean = (pca.mean_ / weights).astype(np.float64)
-        return cls(genes, mean, share, components, target_sum=target_sum, kind=kind)
+        factors = weights.astype(np.float64) if unit_variance else None
+        return cls(genes, mean, share, components, target_sum=target_sum, kind=kind, weights=factors)
+
+    @property
+    def dual(self) -> Matrix:
+        """Change of expression per unit of a component, ``(n_genes, n_features)``: the reconstruction by principal components.
+
+        Its product with the transposed loadings is the identity. For genes at unit variance there are others, with smaller changes of genes that
+        hardly vary at all; this is the one that has the covariances of the cells.
+        """
+        if self.weights is None:
+            return np.asarray(np.linalg.pinv(self.components).T, dtype=np.float64)
+        return self.components / self.weights[:, None] ** 2
 
     def encode(self, chunk: Chunk, position: NDArray[np.int64] | None = None) -> Matrix:
         """Points of the cells of a chunk, ``(n, n_features)``.
