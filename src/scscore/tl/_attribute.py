@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import pandas as pd
@@ -16,19 +16,13 @@ from tqdm.auto import tqdm
 
 from scscore._logging import logger
 from scscore._version import __version__
-from scscore.core.attribution import Contrast, Encoded, dissipation_parts
-from scscore.core.attribution import attribute as attribute_points
-from scscore.core.calibration import log_posterior
-from scscore.core.diffusion import ConditionalDiffusion
-from scscore.core.likelihood import log_likelihood
 from scscore.core.trajectories import NoiseStream
 from scscore.io.gene_sets import GeneSets
-from scscore.io.gene_space import EncodedGenes, GeneChunk, Genes, LinearGenes, Map
 from scscore.io.keys import Keys
 from scscore.io.modalities import of_modality
 from scscore.io.params import json_params, jsonable
-from scscore.io.representation import PCAEncoder
 from scscore.model import ScoreModel
+from scscore.tl._gene_evidence import EvidenceSplit, Method, contrast_of, genes_of
 from scscore.tl._validate import (
     check_adata,
     check_model,
@@ -45,7 +39,6 @@ if TYPE_CHECKING:
 
 
 REFERENCES = ("rest", "runner-up", "marginal")
-Method = Literal["integrated_gradients", "dissipation"]
 
 
 def attribute(
@@ -210,8 +203,10 @@ def attribute(
     fixed = _fixed_targets(adata, target, classes)
     sets = None if gene_sets is None else GeneSets.of(gene_sets, adata)
     torch_device, n_steps = usable_device(device), n_steps or model.calibration.n_steps
-    genes = _genes(adata, model, encoder, decoder, layer=layer)
-    split = _Split(model, genes, method, n_steps=n_steps, n_paths=n_paths, n_segments=n_segments, device=torch_device)
+    genes = genes_of(adata, model, encoder, decoder, layer=layer)
+    split = EvidenceSplit(
+        model, genes, method, n_steps=n_steps, n_paths=n_paths, n_segments=n_segments, device=torch_device
+    )
 
     sums = _Sums(np.zeros((3, len(classes), adata.n_vars)), np.zeros(len(classes), dtype=np.int64))
     others = np.empty(adata.n_obs, dtype=np.int64) if reference == "runner-up" else None
@@ -226,7 +221,7 @@ def attribute(
             points = model.without_covariates(chunk.points, codes[rows])
             z = model.whitening(torch.from_numpy(points)).to(torch_device)
             own = None if fixed is None else fixed[rows]
-            contrast = _contrast(model, z, reference, own, log_prior, n_steps, noise, rows)
+            contrast = contrast_of(model, z, reference, own, log_prior, n_steps, noise, rows)
             found = split(chunk, z, points, contrast, noise)
             y = contrast.target.cpu().numpy()
             if others is not None:
@@ -336,115 +331,6 @@ class _Sums:
         return tuple(np.ascontiguousarray(value.T.astype(np.float32)) for value in (mean, error, presence))
 
 
-class _Found(NamedTuple):
-    """Attributions of a chunk: nats per gene, expression above the baseline ``(n, n_vars)``, evidence, its change from the baseline ``(n,)``."""
-
-    parts: NDArray[np.float64]
-    above: NDArray[np.float64]
-    evidence: NDArray[np.float64]
-    change: NDArray[np.float64]
-
-    @property
-    def completeness(self) -> float:
-        """Largest difference of the sum over genes from the change of the evidence, relative to the larger of one nat and this."""
-        return float((abs(self.parts.sum(1) - self.change) / np.maximum(abs(self.change), 1)).max())
-
-
-class _Split:
-    """Splits the evidence of cells into genes, chunk by chunk."""
-
-    def __init__(self, model: ScoreModel, genes: Genes, method: Method, *, device: str, **effort: int) -> None:
-        diffusion = model.diffusion.to(device)
-        self.model, self.genes, self.device = model, genes, device
-        self.native, self.n_segments = method == "dissipation", effort.pop("n_segments")
-        self.effort: dict[str, Any] = effort
-        # what is integrated: the whole evidence, or the part of the closed-form reference
-        self.integrated = ConditionalDiffusion(diffusion.schedule, diffusion.reference) if self.native else diffusion
-        self.maps: list[torch.Tensor] = []
-        if isinstance(genes, LinearGenes):  # loadings and dual of the engine's space
-            matrix = model.whitening.matrix.numpy()
-            loadings, dual = (value[:, : len(matrix)] for value in (genes.loadings, genes.dual))
-            maps = loadings @ matrix, np.linalg.solve(matrix, dual.T).T
-            self.maps = [torch.from_numpy(value).to(device) for value in maps]
-
-    def __call__(
-        self,
-        chunk: GeneChunk,
-        z: torch.Tensor,
-        points: NDArray[np.float64],
-        contrast: Contrast,
-        noise: NoiseStream,
-        *,
-        level: int | None = None,
-    ) -> _Found:
-        """Attributions of the cells of a chunk, with their points ``z`` of the engine and `points` of the representation; at a noise level."""
-        d, whitening = z.shape[1], self.model.whitening
-        effort: dict[str, Any] = {**self.effort, "noise": noise, "start": chunk.start}
-        shift = torch.from_numpy(chunk.points - points)[
-            :, :d
-        ]  # of the covariates, which the baseline shares with its cell
-
-        def expression(baseline: torch.Tensor) -> NDArray[np.float64]:
-            return self.genes.expression((whitening.inverse(baseline.cpu()) + shift).numpy())
-
-        if not isinstance(self.genes, LinearGenes):
-            return self._encoded(chunk, z, contrast, expression, shift, effort)
-        found = attribute_points(self.integrated, z, contrast, n_segments=self.n_segments, level=level, **effort)
-        gradient = found.gradient.mean(0).cpu().numpy()
-        change, whole = (found.evidence - found.baseline).mean(0).cpu().numpy(), found.evidence.mean(0).cpu().numpy()
-        above = chunk.expression - expression(z - found.displacement)
-        above[:, ~self.genes.known] = 0
-        parts = above * (gradient @ self.maps[0].cpu().numpy().T)
-        if self.native:
-            with torch.inference_mode():
-                native = dissipation_parts(self.model.diffusion, z, contrast, *self.maps, **effort)
-            of_genes, of_residual, whole = (value.cpu().numpy() for value in native)
-            parts, change = parts + of_genes, change + of_residual
-        return _Found(parts, above, whole, change)
-
-    def _encoded(
-        self,
-        chunk: GeneChunk,
-        z: torch.Tensor,
-        contrast: Contrast,
-        expression: Callable[[torch.Tensor], NDArray[np.float64]],
-        shift: torch.Tensor,
-        effort: dict[str, Any],
-    ) -> _Found:
-        """Through a non-linear encoder: the line from baseline to cell runs in genes."""
-        encode, d, whitening = self.genes.encode, z.shape[1], self.model.whitening  # type: ignore[union-attr]
-
-        def to_points(x: torch.Tensor) -> torch.Tensor:
-            return whitening(encode(x.cpu())[:, :d] - shift).to(z)
-
-        cells = Encoded(
-            torch.from_numpy(chunk.expression), to_points, lambda baseline: torch.from_numpy(expression(baseline))
-        )
-        found = attribute_points(self.integrated, z, contrast, n_segments=self.n_segments, encoded=cells, **effort)
-        above = found.displacement.numpy()
-        change = (found.evidence - found.baseline).mean(0).cpu().numpy()
-        return _Found(above * found.gradient.mean(0).numpy(), above, found.evidence.mean(0).cpu().numpy(), change)
-
-
-def _genes(
-    adata: AnnData, model: ScoreModel, encoder: str | Map | None, decoder: Map | None, *, layer: str | None
-) -> Genes:
-    """What leads from genes to the model's representation."""
-    own = model.representation
-    if decoder is not None and (encoder is None or isinstance(encoder, str)):
-        raise ValueError("decoder= is of use only together with a function as encoder=.")
-    if isinstance(own, PCAEncoder):
-        if encoder is not None:
-            raise ValueError(
-                "encoder= is for models that were fitted with use_rep=; this one has an encoder of its own."
-            )
-        return LinearGenes.of_encoder(own, adata, layer=layer)
-    key = own.key  # type: ignore[attr-defined]
-    if encoder is None or isinstance(encoder, str):
-        return LinearGenes.of_loadings(adata, key, encoder or "PCs", layer=layer)
-    return EncodedGenes.of(adata, key, encoder, decoder, layer=layer)
-
-
 def _fixed_targets(adata: AnnData, target: str | None, classes: list[str]) -> NDArray[np.int64] | None:
     """Target of every cell, or None where it is the most probable class."""
     if target is None:
@@ -463,42 +349,6 @@ def _fixed_targets(adata: AnnData, target: str | None, classes: list[str]) -> ND
             "Leave these cells out."
         )
     return pd.Index(classes).get_indexer(labels)
-
-
-def _contrast(
-    model: ScoreModel,
-    z: torch.Tensor,
-    reference: str,
-    target: NDArray[np.int64] | None,
-    log_prior: NDArray[np.float64],
-    n_steps: int,
-    noise: NoiseStream,
-    rows: slice,
-) -> Contrast:
-    """The contrasts of a chunk of cells."""
-    n, n_classes = len(z), len(log_prior)
-    cells, calibration = np.arange(n), model.calibration
-    if target is None or reference == "runner-up":
-        with torch.inference_mode():
-            found = log_likelihood(
-                model.diffusion, z, noise=noise, n_steps=n_steps, n_paths=calibration.n_paths, start=rows.start
-            ).mean
-        log_p = log_posterior(found.cpu().numpy(), calibration.log_weights(log_prior), calibration.temperature)
-        target = log_p.argmax(1) if target is None else target
-    if reference in ("rest", "marginal"):
-        weights = np.tile(log_prior, (n, 1))
-        if reference == "rest":
-            weights[cells, target] = -np.inf
-    else:
-        if reference == "runner-up":
-            log_p[cells, target] = -np.inf
-            other = log_p.argmax(1)
-        else:
-            other = model.classes.tolist().index(reference)
-        weights = np.full((n, n_classes), -np.inf)
-        weights[cells, other] = 0
-    weights -= np.log(np.exp(weights).sum(1, keepdims=True))
-    return Contrast(torch.from_numpy(target).to(z.device), torch.from_numpy(weights).to(z.device))
 
 
 def _largest(parts: NDArray[np.float64], n: int) -> sp.csr_matrix:

@@ -18,7 +18,7 @@ from scscore.io.gene_space import GeneChunk, Genes, Map
 from scscore.io.keys import Keys
 from scscore.io.params import json_params, jsonable
 from scscore.model import ScoreModel
-from scscore.tl._attribute import _contrast, _genes, _Split
+from scscore.tl._gene_evidence import EvidenceSplit, contrast_of, genes_of
 from scscore.tl._validate import (
     check_adata,
     check_model,
@@ -130,7 +130,7 @@ def attribution_test(
             f"labels={labels!r} must hold classes of the model ({classes}) and more than one label, found {sorted(set(truth))[:5]}."
         )
     cells, generator = adata[rows].copy(), np.random.default_rng([seed, 1])
-    genes = _genes(cells, model, encoder, decoder, layer=layer)
+    genes = genes_of(cells, model, encoder, decoder, layer=layer)
     expression, slopes = _slopes(cells, model, truth, genes, device=usable_device(device), seed=seed)
     p_values, rates = np.full((2, adata.n_vars, len(classes)), np.nan, dtype=np.float32)
     for name in tqdm(present, desc="test", unit="class", disable=not progress):
@@ -165,7 +165,7 @@ def _slopes(
     classes = model.classes.tolist()
     codes = pd.Index(classes).get_indexer(truth)
     n_steps = model.calibration.n_steps
-    split = _Split(model, genes, "integrated_gradients", n_steps=n_steps, n_paths=2, n_segments=8, device=device)
+    split = EvidenceSplit(model, genes, "integrated_gradients", n_steps=n_steps, n_paths=2, n_segments=8, device=device)
     products, squares = np.zeros((2, len(classes), cells.n_vars))
     expression, noise, levels = [], NoiseStream(seed), model.covariate_codes(cells)
     for chunk in genes.chunks(1024):
@@ -178,7 +178,7 @@ def _slopes(
         points = model.without_covariates(part.points, levels[own][known])
         z = model.whitening(torch.from_numpy(points)).to(device)
         rows, y = slice(chunk.start, chunk.start + len(z)), codes[own][known]
-        contrast = _contrast(model, z, "rest", y, model.log_prior(), n_steps, noise, rows)
+        contrast = contrast_of(model, z, "rest", y, model.log_prior(), n_steps, noise, rows)
         found = split(part, z, points, contrast, noise)
         members = np.eye(len(classes))[:, y]
         products += members @ (found.parts * found.above)

@@ -1,0 +1,168 @@
+"""Splits the evidence of cells into genes: what ``tl.attribute`` and ``tl.attribution_test`` share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from anndata import AnnData
+from numpy.typing import NDArray
+
+from scscore.core.attribution import Contrast, Encoded, dissipation_parts
+from scscore.core.attribution import attribute as attribute_points
+from scscore.core.calibration import log_posterior
+from scscore.core.diffusion import ConditionalDiffusion
+from scscore.core.likelihood import log_likelihood
+from scscore.core.trajectories import NoiseStream
+from scscore.io.gene_space import EncodedGenes, GeneChunk, Genes, LinearGenes, Map
+from scscore.io.representation import PCAEncoder
+from scscore.model import ScoreModel
+
+Method = Literal["integrated_gradients", "dissipation"]
+
+
+class GeneEvidence(NamedTuple):
+    """Attributions of a chunk: nats per gene, expression above the baseline ``(n, n_vars)``, evidence, its change from the baseline ``(n,)``."""
+
+    parts: NDArray[np.float64]
+    above: NDArray[np.float64]
+    evidence: NDArray[np.float64]
+    change: NDArray[np.float64]
+
+    @property
+    def completeness(self) -> float:
+        """Largest difference of the sum over genes from the change of the evidence, relative to the larger of one nat and this."""
+        return float((abs(self.parts.sum(1) - self.change) / np.maximum(abs(self.change), 1)).max())
+
+
+class EvidenceSplit:
+    """Splits the evidence of cells into genes, chunk by chunk."""
+
+    def __init__(self, model: ScoreModel, genes: Genes, method: Method, *, device: str, **effort: int) -> None:
+        diffusion = model.diffusion.to(device)
+        self.model, self.genes, self.device = model, genes, device
+        self.native, self.n_segments = method == "dissipation", effort.pop("n_segments")
+        self.effort: dict[str, Any] = effort
+        # what is integrated: the whole evidence, or the part of the closed-form reference
+        self.integrated = ConditionalDiffusion(diffusion.schedule, diffusion.reference) if self.native else diffusion
+        self.maps: list[torch.Tensor] = []
+        if isinstance(genes, LinearGenes):  # loadings and dual of the engine's space
+            matrix = model.whitening.matrix.numpy()
+            loadings, dual = (value[:, : len(matrix)] for value in (genes.loadings, genes.dual))
+            maps = loadings @ matrix, np.linalg.solve(matrix, dual.T).T
+            self.maps = [torch.from_numpy(value).to(device) for value in maps]
+
+    def __call__(
+        self,
+        chunk: GeneChunk,
+        z: torch.Tensor,
+        points: NDArray[np.float64],
+        contrast: Contrast,
+        noise: NoiseStream,
+        *,
+        level: int | None = None,
+    ) -> GeneEvidence:
+        """Attributions of the cells of a chunk, with their points ``z`` of the engine and `points` of the representation; at a noise level."""
+        d, whitening = z.shape[1], self.model.whitening
+        effort: dict[str, Any] = {**self.effort, "noise": noise, "start": chunk.start}
+        shift = torch.from_numpy(chunk.points - points)[
+            :, :d
+        ]  # of the covariates, which the baseline shares with its cell
+
+        def expression(baseline: torch.Tensor) -> NDArray[np.float64]:
+            return self.genes.expression((whitening.inverse(baseline.cpu()) + shift).numpy())
+
+        if not isinstance(self.genes, LinearGenes):
+            return self._encoded(chunk, z, contrast, expression, shift, effort)
+        found = attribute_points(self.integrated, z, contrast, n_segments=self.n_segments, level=level, **effort)
+        gradient = found.gradient.mean(0).cpu().numpy()
+        change, whole = (found.evidence - found.baseline).mean(0).cpu().numpy(), found.evidence.mean(0).cpu().numpy()
+        above = chunk.expression - expression(z - found.displacement)
+        above[:, ~self.genes.known] = 0
+        parts = above * (gradient @ self.maps[0].cpu().numpy().T)
+        if self.native:
+            with torch.inference_mode():
+                native = dissipation_parts(self.model.diffusion, z, contrast, *self.maps, **effort)
+            of_genes, of_residual, whole = (value.cpu().numpy() for value in native)
+            parts, change = parts + of_genes, change + of_residual
+        return GeneEvidence(parts, above, whole, change)
+
+    def _encoded(
+        self,
+        chunk: GeneChunk,
+        z: torch.Tensor,
+        contrast: Contrast,
+        expression: Callable[[torch.Tensor], NDArray[np.float64]],
+        shift: torch.Tensor,
+        effort: dict[str, Any],
+    ) -> GeneEvidence:
+        """Through a non-linear encoder: the line from baseline to cell runs in genes."""
+        encode, d, whitening = self.genes.encode, z.shape[1], self.model.whitening  # type: ignore[union-attr]
+
+        def to_points(x: torch.Tensor) -> torch.Tensor:
+            return whitening(encode(x.cpu())[:, :d] - shift).to(z)
+
+        cells = Encoded(
+            torch.from_numpy(chunk.expression), to_points, lambda baseline: torch.from_numpy(expression(baseline))
+        )
+        found = attribute_points(self.integrated, z, contrast, n_segments=self.n_segments, encoded=cells, **effort)
+        above = found.displacement.numpy()
+        change = (found.evidence - found.baseline).mean(0).cpu().numpy()
+        return GeneEvidence(above * found.gradient.mean(0).numpy(), above, found.evidence.mean(0).cpu().numpy(), change)
+
+
+def genes_of(
+    adata: AnnData, model: ScoreModel, encoder: str | Map | None, decoder: Map | None, *, layer: str | None
+) -> Genes:
+    """What leads from genes to the model's representation."""
+    own = model.representation
+    if decoder is not None and (encoder is None or isinstance(encoder, str)):
+        raise ValueError("decoder= is of use only together with a function as encoder=.")
+    if isinstance(own, PCAEncoder):
+        if encoder is not None:
+            raise ValueError(
+                "encoder= is for models that were fitted with use_rep=; this one has an encoder of its own."
+            )
+        return LinearGenes.of_encoder(own, adata, layer=layer)
+    key = own.key  # type: ignore[attr-defined]
+    if encoder is None or isinstance(encoder, str):
+        return LinearGenes.of_loadings(adata, key, encoder or "PCs", layer=layer)
+    return EncodedGenes.of(adata, key, encoder, decoder, layer=layer)
+
+
+def contrast_of(
+    model: ScoreModel,
+    z: torch.Tensor,
+    reference: str,
+    target: NDArray[np.int64] | None,
+    log_prior: NDArray[np.float64],
+    n_steps: int,
+    noise: NoiseStream,
+    rows: slice,
+) -> Contrast:
+    """The contrasts of a chunk of cells."""
+    n, n_classes = len(z), len(log_prior)
+    cells, calibration = np.arange(n), model.calibration
+    if target is None or reference == "runner-up":
+        with torch.inference_mode():
+            found = log_likelihood(
+                model.diffusion, z, noise=noise, n_steps=n_steps, n_paths=calibration.n_paths, start=rows.start
+            ).mean
+        log_p = log_posterior(found.cpu().numpy(), calibration.log_weights(log_prior), calibration.temperature)
+        target = log_p.argmax(1) if target is None else target
+    if reference in ("rest", "marginal"):
+        weights = np.tile(log_prior, (n, 1))
+        if reference == "rest":
+            weights[cells, target] = -np.inf
+    else:
+        if reference == "runner-up":
+            log_p[cells, target] = -np.inf
+            other = log_p.argmax(1)
+        else:
+            other = model.classes.tolist().index(reference)
+        weights = np.full((n, n_classes), -np.inf)
+        weights[cells, other] = 0
+    weights -= np.log(np.exp(weights).sum(1, keepdims=True))
+    return Contrast(torch.from_numpy(target).to(z.device), torch.from_numpy(weights).to(z.device))
