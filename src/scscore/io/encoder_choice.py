@@ -20,7 +20,9 @@ DEFAULT_TARGET = 1e4
 PANEL = 100
 """So many genes, or fewer, were chosen with care: all of their components may be of use."""
 _MAX_PCA_CELLS = 20_000
-_CHOICE_FEATURES, _CHOICE_CELLS, _CHOICE_SPLITS = 20, 5_000, 3
+CHOICE_FEATURES = 20
+"""Components with which count totals are compared."""
+_CHOICE_CELLS, _CHOICE_SPLITS = 5_000, 3
 _TIE = 0.5  # standard errors
 
 
@@ -52,19 +54,30 @@ def informative_genes(
 
 
 def choose_target_sum(
-    chunk: Chunk, y: NDArray[np.integer], splits: Sequence[Split], *, kind: InputKind, log_prior: Array
+    chunk: Chunk,
+    y: NDArray[np.integer],
+    splits: Sequence[Split],
+    *,
+    kind: InputKind,
+    log_prior: Array,
+    n_features: int = CHOICE_FEATURES,
 ) -> float:
     """Count total per cell with the lowest cross-validated negative log posterior of the reference.
 
     log1p of counts scaled to a small total is nearly linear, of counts scaled to 10,000 nearly binary: which one
     separates the classes depends on the data. Compared are 10,000, and a third and a tenth of the median total; 10,000
     stays where it is not clearly worse.
+
+    Parameters
+    ----------
+    n_features
+        Number of components with which the totals are compared.
     """
     if kind == "log":
         return DEFAULT_TARGET
     median = float(np.median(np.asarray(chunk.sum(axis=1)).ravel()))
     candidates = [DEFAULT_TARGET, *(t for t in (median / 3, median / 10) if t > 0)]
-    n_features = chunk.shape[1] if chunk.shape[1] <= PANEL else _CHOICE_FEATURES
+    n_features = min(n_features, chunk.shape[1])
     losses = []
     for target in candidates:
         folds = []

@@ -21,6 +21,7 @@ from scscore.core.prior import Prior, resolve_prior
 from scscore.core.reference_fit import Fold, ReferenceShape, candidate_shapes
 from scscore.core.schedule import NoiseSchedule
 from scscore.io.encoder_choice import (
+    CHOICE_FEATURES,
     DEFAULT_TARGET,
     PANEL,
     choose_encoder,
@@ -221,7 +222,8 @@ def fit(
         genes = adata.var_names.to_numpy(dtype=str)
         chunk, genes = informative_genes(chunk, genes, n_top_genes=n_top_genes, kind=kind)
         depth = [log_depth(chunk[test]) for _, test in folds_of] if kind == "counts" else None
-        width = n_comps or (chunk.shape[1] if chunk.shape[1] <= PANEL else max(_N_FEATURES))
+        panel = n_comps is None and chunk.shape[1] <= PANEL
+        width = n_comps or (chunk.shape[1] if panel else max(_N_FEATURES))
 
         def shapes_of(n_features: int) -> list[ReferenceShape]:
             widths = [d for d in _N_FEATURES if d < n_features] if n_comps is None else []
@@ -245,7 +247,14 @@ def fit(
                 shapes=shapes_of,
                 n_features=width,
                 kind=kind,
-                target_sum=choose_target_sum(chunk, y, folds_of, kind=kind, log_prior=log_prior),
+                target_sum=choose_target_sum(
+                    chunk,
+                    y,
+                    folds_of,
+                    kind=kind,
+                    log_prior=log_prior,
+                    n_features=width if panel else CHOICE_FEATURES,
+                ),
                 log_prior=log_prior,
             )
         shapes = shapes_of(x.shape[1])
