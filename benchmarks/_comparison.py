@@ -293,7 +293,7 @@ def _random_model(n_classes: int, n_features: int, n_cells: int) -> tuple[ScoreM
         class_counts=np.full(n_classes, 100),
         representation=ObsmRepresentation("X_latent", n_features),
         whitening=Whitening(torch.zeros(n_features), torch.eye(n_features)),
-        diffusion=ConditionalDiffusion(NoiseSchedule(), reference, denoiser),
+        engine=ConditionalDiffusion(NoiseSchedule(), reference, denoiser),
         calibration=Calibration(),
         params={"condition": "class", "prior": "uniform", "version": scs.__version__},
     )

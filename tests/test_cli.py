@@ -247,7 +247,7 @@ def changed(arguments: list[str], **options: str) -> list[str]:
         (changed(FIT, source="{tmp}/broken.h5ad"), ["broken.h5ad", "cannot be read"]),
         (changed(FIT, source="{tmp}/broken.zarr"), ["broken.zarr", "cannot be read"]),
         (changed(FIT, condition="type"), ["condition='type'", "class"]),
-        (changed(FIT, condition="score"), ["condition='score'", "continuous"]),
+        (changed(FIT, condition="score", circular="0.5"), ["condition='score'", "more than the period"]),
         (changed(FIT, layer="nolayer"), ["layer='nolayer'", "logged"]),
         (changed(FIT, use_rep="X_none"), ["use_rep='X_none'", "X_toy"]),
         (changed(FIT, use_rep="X_toy", n_comps="2"), ["use_rep="]),

@@ -96,7 +96,7 @@ def test_other_kinds_of_models_survive(model: scs.ScoreModel, counts: AnnData, t
     else:
         bare = scs.core.diffusion.ConditionalDiffusion(model.diffusion.schedule, model.diffusion.reference)
         parts = {name: getattr(model, name) for name in ("classes", "class_counts", "representation", "whitening")}
-        other = scs.ScoreModel(**parts, diffusion=bare, calibration=model.calibration, params=model.params)
+        other = scs.ScoreModel(**parts, engine=bare, calibration=model.calibration, params=model.params)
     other.save(tmp_path / "other")
     found = scs.load(tmp_path / "other")
     assert found.hash == other.hash != model.hash

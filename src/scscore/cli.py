@@ -64,7 +64,7 @@ def _say(kind: str, message: object) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="scscore",
-        description="Diffusion models as calibrated classifiers of single cells, on .h5ad and .zarr files.",
+        description="Diffusion models as calibrated classifiers and regressors of single cells, on .h5ad and .zarr files.",
         epilog="Exit status: 0, or 2 after an error in the arguments or in the data. Results go to files, messages to stderr.",
     )
     parser.add_argument("--version", action="version", version=f"scscore {__version__}")
@@ -82,16 +82,38 @@ def _parser() -> argparse.ArgumentParser:
     add = command("fit", _fit, "train a model on labelled cells and write it to a directory")
     add("reference", metavar="REF", type=Path, help="labelled cells, .h5ad, .zarr or .h5mu")
     modality(add)
-    add("--condition", required=True, metavar="COLUMN", help="column of obs with the classes")
+    add(
+        "--condition",
+        required=True,
+        metavar="COLUMN",
+        help="column of obs with the classes, or with a continuous target",
+    )
     add("--model", required=True, metavar="DIR", type=Path, help="model directory to write, e.g. pbmc.scscore")
+    add(
+        "--continuous",
+        action="store_true",
+        default=None,
+        help="take numbers for values, not classes (default: if they are no integers)",
+    )
+    add("--circular", type=float, default=False, metavar="PERIOD", help="period of a continuous target that goes round")
     add("--layer", help="layer with the values (default: X)")
     add("--use-rep", metavar="KEY", help="representation in obsm to use instead of the model's own encoder")
-    add("--input", choices=["auto", "counts", "log"], default="auto", help="what the values are (default: auto)")
+    add(
+        "--input",
+        choices=["auto", "counts", "log", "values"],
+        default="auto",
+        help="what the values are (default: auto)",
+    )
     add("--n-top-genes", type=int, metavar="N", help="use only this many highly variable genes (default: all)")
     add("--n-comps", type=int, metavar="N", help="principal components (default: chosen by cross-validation)")
     add("--split-key", metavar="COLUMN", help="column of obs with donors or batches, held out as a whole in validation")
     add("--prior", choices=["train", "uniform"], default="train", help="class prior (default: train, the frequencies)")
-    add("--objective", choices=["hybrid", "generative"], default="hybrid", help="training loss (default: hybrid)")
+    add(
+        "--objective",
+        choices=["hybrid", "generative", "direct"],
+        default="hybrid",
+        help="training loss (default: hybrid)",
+    )
     add("--max-epochs", type=int, metavar="N", help="upper bound on training")
     add("--accelerator", default="auto", help="cpu, gpu, ... as in Lightning (default: auto)")
     add("--devices", default="1", help="number of devices, or a list such as 0,1 (default: 1)")
@@ -122,6 +144,19 @@ def _parser() -> argparse.ArgumentParser:
     add("--key-added", default="scscore", metavar="KEY", help="name of all slots that are written (default: scscore)")
     add("--seed", type=int, default=0, help="the same seed gives the same result (default: 0)")
 
+    add = command("regress", _regress, "predict a continuous target with intervals and densities")
+    add("query", metavar="QUERY", type=Path, help="cells, .h5ad, .zarr or .h5mu")
+    modality(add)
+    add("--model", required=True, metavar="DIR", type=Path, help="model directory that fit wrote")
+    add("--out", required=True, type=Path, help="file to write, .h5ad or .zarr; replaced if it is there")
+    add("--csv", type=Path, help="mean, standard deviation and interval as a table, too")
+    add("--layer", help="layer with the values (default: X)")
+    add("--prior", choices=["train", "uniform"], help="prior of the target (default: that of the fit)")
+    add("--coverage", type=float, default=0.9, metavar="P", help="coverage of the intervals (default: 0.9)")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: auto)")
+    add("--key-added", default="scscore", metavar="KEY", help="name of all slots that are written (default: scscore)")
+    add("--seed", type=int, default=0, help="the same seed gives the same result (default: 0)")
+
     add = command("calibrate", _calibrate, "recalibrate a model on labelled cells that it was not trained on")
     add("query", metavar="QUERY", type=Path, help="labelled cells, .h5ad or .zarr")
     add("--model", required=True, metavar="DIR", type=Path, help="model directory that fit wrote")
@@ -140,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", required=True, type=Path, help="file to write, .h5ad or .zarr; replaced if it is there")
     add("--csv", type=Path, help="nats of every gene for every class as a table, too")
     add("--target", metavar="NAME", help="a class, or a column of obs with classes (default: the most probable class)")
-    add("--reference", default="rest", metavar="NAME", help="rest, runner-up, marginal or a class (default: rest)")
+    add("--reference", metavar="NAME", help="rest, runner-up, marginal or a class (default: rest)")
     add("--layer", help="layer with the values (default: X)")
     add("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: auto)")
     add("--key-added", default="scscore", metavar="KEY", help="name of all slots that are written (default: scscore)")
@@ -178,7 +213,8 @@ def _fit(arguments: argparse.Namespace) -> None:
 
     from scscore import tl
 
-    same = ("layer", "use_rep", "input", "n_top_genes", "n_comps", "split_key", "prior", "objective", "max_epochs")
+    data = ("layer", "use_rep", "input", "continuous", "circular", "n_top_genes", "n_comps", "split_key")
+    same = (*data, "prior", "objective", "max_epochs")
     try:
         model = tl.fit(
             adata,
@@ -198,16 +234,12 @@ def _fit(arguments: argparse.Namespace) -> None:
 
 def _classify(arguments: argparse.Namespace) -> None:
     query, out = arguments.query, arguments.out
-    _check_suffix(out)
-    if out.resolve() == query.resolve():
-        raise ValueError(f"--out {out} is the query itself; give another file.")
     backed = query.suffix == out.suffix == ".h5ad"  # values then stay on disk and are copied with the file
-    adata = _read(query, backed=backed, modality=arguments.modality)
-    from scscore import load, tl
+    adata, model = _query_and_model(arguments, backed=backed)
+    from scscore import tl
     from scscore.io.keys import Keys
 
-    _check_device(arguments.device)
-    model, keys = load(arguments.model), Keys(arguments.key_added)
+    keys = Keys(arguments.key_added)
     same = ("layer", "prior", "reject", "coverage", "n_steps", "n_paths", "batch_size", "device", "key_added")
     tl.classify(
         adata,
@@ -218,10 +250,21 @@ def _classify(arguments: argparse.Namespace) -> None:
     )
     _write(adata, out, query, keys)
     if arguments.csv is not None:
-        names = ("label", "confidence", "entropy", "mcse", "typicality", "set_size")
-        columns = {getattr(keys, name): name for name in names if getattr(keys, name) in adata.obs}
-        table = adata.obs[list(columns)].rename(columns=columns).rename_axis("cell")
-        _write_table(table, arguments.csv)
+        _write_columns(adata, keys, ("label", "confidence", "entropy", "mcse", "typicality", "set_size"), arguments.csv)
+
+
+def _regress(arguments: argparse.Namespace) -> None:
+    adata, model = _query_and_model(arguments)
+    from scscore import tl
+    from scscore.io.keys import Keys
+
+    keys, same = Keys(arguments.key_added), ("layer", "prior", "coverage", "device", "key_added")
+    options = {name: getattr(arguments, name) for name in same}
+    tl.regress(adata, model, **options, rng=arguments.seed, progress=_progress(arguments))
+    _write(adata, arguments.out, arguments.query, keys)
+    if arguments.csv is not None:
+        names = ("mean", "sd", "lower", "upper", "aleatoric_entropy", "mutual_information", "mcse", "typicality")
+        _write_columns(adata, keys, names, arguments.csv)
 
 
 def _attribute(arguments: argparse.Namespace) -> None:
@@ -250,12 +293,12 @@ def _perturbation(arguments: argparse.Namespace) -> None:
         _write_table(get.perturbation(adata, key=arguments.key_added), arguments.csv)
 
 
-def _query_and_model(arguments: argparse.Namespace) -> tuple[AnnData, ScoreModel]:
+def _query_and_model(arguments: argparse.Namespace, *, backed: bool = False) -> tuple[AnnData, ScoreModel]:
     """The cells and the model of a command, after the cheap checks."""
     _check_suffix(arguments.out)
     if arguments.out.resolve() == arguments.query.resolve():
         raise ValueError(f"--out {arguments.out} is the query itself; give another file.")
-    adata = _read(arguments.query, modality=arguments.modality)
+    adata = _read(arguments.query, backed=backed, modality=arguments.modality)
     from scscore import load
 
     _check_device(arguments.device)
@@ -277,6 +320,12 @@ def _write(adata: AnnData, out: Path, query: Path, keys: Keys) -> None:
     finally:
         _remove(partial)
     logger.info("wrote %s", out)
+
+
+def _write_columns(adata: AnnData, keys: Keys, names: Sequence[str], path: Path) -> None:
+    """Columns of ``obs`` under their short names, those that there are."""
+    columns = {getattr(keys, name): name for name in names if getattr(keys, name) in adata.obs}
+    _write_table(adata.obs[list(columns)].rename(columns=columns).rename_axis("cell"), path)
 
 
 def _write_table(table: pd.DataFrame, file: Path) -> None:

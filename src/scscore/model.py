@@ -12,14 +12,17 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from scscore.core.calibration import Calibration
+from scscore.core.calibration import Calibration, log_posterior
 from scscore.core.covariates import CovariateShift, remove
+from scscore.core.denoiser import Ensemble
 from scscore.core.diffusion import ConditionalDiffusion
-from scscore.core.held_out import HeldOut
+from scscore.core.direct import DirectPosterior
+from scscore.core.held_out import HeldOut, HeldOutValues
 from scscore.core.likelihood import Estimator, LogLikelihood, log_likelihood
 from scscore.core.prior import Prior, resolve_prior
 from scscore.core.reference_fit import Whitening
 from scscore.core.stopping import Stopping
+from scscore.core.target import TargetGrid
 from scscore.core.trajectories import NoiseStream
 from scscore.io.model_files import Tensors, model_hash, read_model, write_model
 from scscore.io.model_state import model_metadata, model_parts, model_tensors
@@ -34,20 +37,24 @@ class ScoreModel:
     classes
         Names of the classes, ``(n_classes,)``; the order of all likelihood and posterior columns.
     class_counts
-        Training cells of every class, ``(n_classes,)``.
+        Training cells of every class, ``(n_classes,)``; of a bin, the sum of its weights.
     representation
         Encoder from an AnnData to points.
     whitening
         From points to the pooled-whitened space of the engine.
-    diffusion
-        The conditional diffusion model.
+    engine
+        The conditional diffusion model, or its twin without a density.
     calibration
         Temperature of the posterior.
     held_out
         Log-likelihoods of labelled cells outside the training cells, for prediction sets and typicality; ``None`` where there are
         none (exact models before :func:`scscore.tl.calibrate`, densities without classes).
+    held_out_values
+        The same with a continuous target.
     covariates
         Shifts of batches, donors or other covariates; ``None`` without.
+    target
+        Bins of a continuous target, which take the place of the classes; ``None`` for classes.
     params
         Arguments and choices of the fit, what JSON can hold.
     """
@@ -56,30 +63,56 @@ class ScoreModel:
         self,
         *,
         classes: NDArray[np.str_],
-        class_counts: NDArray[np.int64],
+        class_counts: NDArray[Any],
         representation: Representation,
         whitening: Whitening,
-        diffusion: ConditionalDiffusion,
+        engine: ConditionalDiffusion | DirectPosterior,
         calibration: Calibration,
         params: dict[str, Any],
         held_out: HeldOut | None = None,
+        held_out_values: HeldOutValues | None = None,
         covariates: CovariateShift | None = None,
+        target: TargetGrid | None = None,
     ) -> None:
         self.classes = classes
         self.class_counts = class_counts
         self.representation = representation
         self.whitening = whitening
-        self.diffusion = diffusion.eval()
+        self.engine = engine.eval()
         self.calibration = calibration
         self.held_out = held_out
+        self.held_out_values = held_out_values
         self.covariates = covariates
+        self.target = target
         self.params = params
 
     def __repr__(self) -> str:
         cells = f"{self.class_counts.sum()} cells"
         if self.params["condition"] is None:
             return f"ScoreModel of one density: {cells}"
+        if self.target is not None:
+            ends = f"{self.target.edges[0]:.3g} to {self.target.edges[-1]:.3g} in {self.target.n_bins} bins"
+            return f"ScoreModel of the continuous {self.params['condition']!r}: {ends}, {round(self.class_counts.sum())} cells"
         return f"ScoreModel of {self.params['condition']!r}: {len(self.classes)} classes, {cells}"
+
+    @property
+    def diffusion(self) -> ConditionalDiffusion:
+        """The conditional diffusion model.
+
+        Raises
+        ------
+        ValueError
+            The model was fitted with ``objective="direct"`` and holds no density.
+        """
+        if isinstance(self.engine, DirectPosterior):
+            raise ValueError(
+                "model holds no density of cells (fitted with objective='direct'); fit it with objective='hybrid'."
+            )
+        return self.engine
+
+    @diffusion.setter
+    def diffusion(self, diffusion: ConditionalDiffusion) -> None:
+        self.engine = diffusion
 
     @property
     def genes(self) -> NDArray[np.str_] | None:
@@ -95,21 +128,39 @@ class ScoreModel:
         """What the model is and what was chosen for it, as text of a few lines."""
         encoder = self.representation
         if isinstance(encoder, PCAEncoder):
-            space = f"PCA of {len(encoder.genes)} genes"
+            names = "features" if encoder.kind == "values" else "genes"
+            space = f"PCA of {len(encoder.genes)} {names}"
             if encoder.kind == "counts":
                 space += f", counts normalised to {encoder.target_sum:.0f} per cell"
             if self.params["unit_variance"]:
-                space += ", genes at unit variance"
+                space += f", {names} at unit variance"
         else:
             space = f"obsm[{encoder.key!r}]"  # type: ignore[attr-defined]
         if "reference" not in self.params:
             return f"{self!r}\n  representation  {space}\n  exact: a Gaussian mixture per class, nothing was trained"
-        choice, schedule = self.params["reference"], self.diffusion.schedule
+        choice = self.params["reference"]
         space += f"; {choice['n_features']} of {encoder.n_features} features used"
-        if self.params["condition"] is None:
+        loss = "energy" if self.params["condition"] is None else "NLL"
+        trained = (
+            f"  residual        {self.params['n_steps_trained']} steps, validation {loss} {self.params['validation_nll']:.3f} nats "
+            f"({self.params['validation_nll_reference']:.3f} without it)"
+        )
+        if self.target is not None:
+            held_out = 0 if self.held_out_values is None else len(self.held_out_values.y)
+            reference = f"cross-validated R2 {choice['accuracy']:.3f}"
+            classes = [f"  target          {self.params['condition']}, {repr(self).split(': ')[1]}"]
+            trained = (
+                f"  network         {self.params['n_steps_trained']} steps, validation R2 {self.params['validation_accuracy']:.3f}, "
+                f"negative log density {self.params['validation_nll']:.3f} nats"
+            )
+            temperature = [
+                f"  temperature     {self.calibration.temperature:.2f}",
+                f"  held-out cells  {held_out}, for intervals and typicality",
+            ]
+        elif self.params["condition"] is None:
             classes = []
             reference = f"{choice['n_components']} Gaussians, cross-validated energy {choice['nll']:.3f} nats per cell"
-            loss, temperature = "energy", []
+            temperature = []
         else:
             order = np.argsort(-self.class_counts)
             shown = ", ".join(f"{self.classes[i]} ({self.class_counts[i]})" for i in order[:8])
@@ -119,7 +170,7 @@ class ScoreModel:
                 f"{choice['class_covariance']:.0%} class-specific covariance, "
                 f"cross-validated NLL {choice['nll']:.3f} nats, accuracy {choice['accuracy']:.3f}"
             )
-            loss, temperature = "NLL", [f"  temperature     {self.calibration.temperature:.2f}"]
+            temperature = [f"  temperature     {self.calibration.temperature:.2f}"]
             if self.held_out is not None:
                 temperature.append(f"  held-out cells  {len(self.held_out.y)}, for prediction sets and typicality")
         return "\n".join(
@@ -128,13 +179,20 @@ class ScoreModel:
                 *classes,
                 f"  representation  {space}",
                 f"  reference       {reference}",
-                f"  residual        {self.params['n_steps_trained']} steps, validation {loss} "
-                f"{self.params['validation_nll']:.3f} nats ({self.params['validation_nll_reference']:.3f} without it)",
-                f"  noise levels    {self.calibration.n_steps} jumps between log SNR {schedule.lam_max:.1f} and "
-                f"{schedule.lam_min:.1f}",
+                trained,
+                *self._levels(),
                 *temperature,
             ]
         )
+
+    def _levels(self) -> list[str]:
+        if isinstance(self.engine, DirectPosterior):
+            return []
+        schedule = self.engine.schedule
+        return [
+            f"  noise levels    {self.calibration.n_steps} jumps between log SNR {schedule.lam_max:.1f} and "
+            f"{schedule.lam_min:.1f}"
+        ]
 
     def log_prior(self, prior: Prior | None = None) -> NDArray[np.float64]:
         """Log class prior, nats, ``(n_classes,)``.
@@ -180,6 +238,7 @@ class ScoreModel:
         batch_size: int,
         estimator: Estimator = "dissipation",
         stopping: Stopping | None = None,
+        engine: ConditionalDiffusion | DirectPosterior | None = None,
         device: str = "cpu",
         progress: bool = False,
         description: str = "classify",
@@ -192,6 +251,8 @@ class ScoreModel:
             Cells, and the layer with their values (``None`` is ``X``).
         n_steps, n_paths, estimator, stopping
             See :func:`scscore.core.likelihood.log_likelihood`.
+        engine
+            One of :meth:`members`; ``None``: the mean of all.
         seed
             Seed of the noise; every cell has its own noise, whatever the batch size.
         batch_size
@@ -205,12 +266,13 @@ class ScoreModel:
         ------
         Rows, and their estimates.
         """
-        noise, volume = NoiseStream(seed), self.whitening.log_abs_det
+        direct = isinstance(self.engine, DirectPosterior)
+        noise, volume = NoiseStream(seed), 0.0 if direct else self.whitening.log_abs_det
         codes = None if self.covariates is None else self.covariates.codes(adata.obs)
 
         def estimates(z: torch.Tensor, start: int) -> LogLikelihood:
             return log_likelihood(
-                self.diffusion,
+                self.engine if engine is None else engine,
                 z,
                 noise=noise,
                 estimator=estimator,
@@ -230,7 +292,42 @@ class ScoreModel:
                     levels = [estimates(z - shift, rows.start) for shift in self._whitened_shifts().to(z)]
                     log_frequencies = np.log(self.covariates.frequencies)  # type: ignore[union-attr]
                     found = found.replaced(LogLikelihood.mixture(levels, log_frequencies), unknown)
-            yield rows, found.shifted(volume)
+            found = found.shifted(volume)
+            yield rows, found if self.target is None else found.mapped(self.target.to_bins)
+
+    def log_posterior(
+        self, z: torch.Tensor, noise: NoiseStream, *, start: int, n_steps: int | None = None
+    ) -> NDArray[np.float64]:
+        """Calibrated log posterior of points of the engine's space, under the prior of the model.
+
+        Parameters
+        ----------
+        z
+            Points, ``(n, n_features)``.
+        noise, start
+            Source of the noise, and position of the first point in the whole data set.
+        n_steps
+            Jumps per trajectory; ``None``: those of the calibration.
+
+        Returns
+        -------
+        Nats, ``(n, n_classes)``.
+        """
+        calibration = self.calibration
+        n_steps = n_steps or calibration.n_steps
+        found = log_likelihood(
+            self.diffusion, z, noise=noise, n_steps=n_steps, n_paths=calibration.n_paths, start=start
+        )
+        log_weights = calibration.log_weights(self.log_prior())
+        return log_posterior(found.mean.cpu().numpy(), log_weights, calibration.temperature)
+
+    def members(self) -> list[ConditionalDiffusion | DirectPosterior]:
+        """Every network of the model in an engine of its own (``n_members`` of :func:`scscore.tl.fit`)."""
+        engine = self.engine
+        networks = engine.denoiser.members if isinstance(engine.denoiser, Ensemble) else [engine.denoiser]
+        if isinstance(engine, DirectPosterior):
+            return [DirectPosterior(network) for network in networks]  # type: ignore[arg-type]
+        return [ConditionalDiffusion(engine.schedule, engine.reference, network) for network in networks]
 
     def _whitened_shifts(self) -> torch.Tensor:
         """Shifts of the covariate levels in the engine's space, ``(n_levels, n_features)``."""
@@ -255,7 +352,7 @@ class ScoreModel:
         ------
         Rows, and their points, float32 ``(n, n_features)``.
         """
-        self.diffusion.to(device)
+        self.engine.to(device)
         codes = self.covariate_codes(adata)
         with tqdm(total=adata.n_obs, desc=description, unit="cell", disable=not progress) as bar:
             for start, x in self.representation.chunks(adata, layer=layer, size=batch_size):

@@ -181,7 +181,12 @@ FIT: dict[str, tuple[Change, dict[str, Any], type[Exception], str]] = {
     "X complex": (x(np.ones((240, 60), complex)), {}, ValueError, "must be real numbers, found complex128"),
     "logged as counts": (normalised, {"input": "counts"}, ValueError, "input='counts'.*not whole numbers.*layer"),
     "counts as log": (nothing, {"input": "log"}, ValueError, "input='log'.*whole numbers.*log1p"),
-    "input typo": (nothing, {"input": "raw"}, ValueError, "input must be 'auto', 'counts' or 'log', got 'raw'"),
+    "input typo": (
+        nothing,
+        {"input": "raw"},
+        ValueError,
+        "input must be 'auto', 'counts', 'log' or 'values', got 'raw'",
+    ),
     "obsm NaN": (rep(broken(REP, np.nan)), {"use_rep": "X_rep"}, ValueError, r"obsm\['X_rep'\].*NaN.*1 of 240 cells"),
     "obsm inf": (rep(broken(REP, -np.inf)), {"use_rep": "X_rep"}, ValueError, "infinite.*1 of 240 cells.*impute"),
     "obsm no features": (rep(REP[:, :0]), {"use_rep": "X_rep"}, ValueError, r"X_rep.*shape.*\(240, 0\)"),
@@ -198,7 +203,7 @@ FIT: dict[str, tuple[Change, dict[str, Any], type[Exception], str]] = {
         obs(cell_type=np.arange(240)),
         {},
         ValueError,
-        "240 of 240 classes.* and 235 more.*bin a cont",
+        "240 of 240 classes.* and 235 more.*continuous=True",
     ),
     "one class": (obs(cell_type="a"), {}, ValueError, r"condition='cell_type'.*at least two classes, found \['a'\]"),
     "labels NaN": (obs(cell_type=np.nan), {}, ValueError, "condition='cell_type' holds no label.*240"),
@@ -208,13 +213,41 @@ FIT: dict[str, tuple[Change, dict[str, Any], type[Exception], str]] = {
         ValueError,
         "condition='cell_type' holds no label",
     ),
-    "continuous": (obs(cell_type=REP[:, 0]), {}, ValueError, r"cell_type' is continuous \(float64\).*pd.cut.*category"),
-    "continuous nullable": (
-        obs(cell_type=pd.array(REP[:, 0], dtype="Float64")),
+    "codes or values": (
+        obs(cell_type=np.arange(240) % 3.0),
         {},
         ValueError,
-        r"continuous \(Float64",
+        r"3 whole numbers as float64: \[0.0, 1.0, 2.0\].*continuous=True.*continuous=False",
     ),
+    "codes or values, nullable": (
+        obs(cell_type=pd.array(np.arange(240) % 3.0, dtype="Float64")),
+        {},
+        ValueError,
+        "3 whole numbers as Float64",
+    ),
+    "text as values": (nothing, {"continuous": True}, ValueError, "must hold real numbers for a continuous target"),
+    "constant target": (obs(cell_type=1.5), {}, ValueError, "is 1.5 in all cells"),
+    "infinite target": (
+        obs(cell_type=np.where(np.arange(240), REP[:, 0], np.inf)),
+        {},
+        ValueError,
+        "1 infinite values",
+    ),
+    "few values": (
+        obs(cell_type=np.where(np.arange(240) < 19, REP[:, 0], np.nan)),
+        {},
+        ValueError,
+        "holds 19 values.*at least 20",
+    ),
+    "period too short": (
+        obs(cell_type=np.linspace(0, 90, 240)),
+        {"circular": True},
+        ValueError,
+        "spans 90, more than the period 6.28.*circular=360",
+    ),
+    "period typo": (obs(cell_type=REP[:, 0]), {"circular": -1.0}, ValueError, "circular must be.*got -1.0"),
+    "circular classes": (nothing, {"circular": True, "continuous": False}, ValueError, "circular= is for continuous"),
+    "direct classes": (nothing, {"objective": "direct"}, ValueError, "objective='direct' is for continuous targets"),
     "duplicated genes": (names([*SYMBOLS[:-1], "gene0"]), {}, ValueError, "1 duplicated.*gene0.*make_unique"),
     "0 cells": (cells(0), {}, ValueError, "adata holds no cells"),
     "0 cells, use_rep": (cells(0), {"use_rep": "X_rep"}, ValueError, "adata holds no cells"),
@@ -431,9 +464,9 @@ def test_names_of_classes_are_strings(counts: AnnData, values: Any, classes: lis
 
 
 def test_missing_numbers_among_categorical_ones_are_no_class(counts: AnnData):
-    """What the error about a continuous condition advises must not turn NaN into a class."""
+    """What the error about numbers that may be codes advises must not turn NaN into a class."""
     counts.obs["cell_type"] = np.where(np.arange(240) < 20, np.nan, y)
-    refused(fit, counts, ValueError, "continuous")
+    refused(fit, counts, ValueError, "continuous=False")
     counts.obs["cell_type"] = counts.obs["cell_type"].astype("category")
     assert fit(counts).classes.tolist() == ["0.0", "1.0", "2.0"]
 

@@ -51,7 +51,7 @@ def exact_model(n_features: int, n_classes: int = 3, lam: float = 8.0) -> tuple[
         class_counts=np.arange(1, n_classes + 1) * 10,
         representation=ObsmRepresentation("X_exact", n_features),
         whitening=Whitening(torch.zeros(n_features), torch.eye(n_features)),
-        diffusion=diffusion,
+        engine=diffusion,
         calibration=Calibration(),
         params={"condition": "class", "prior": "train", "version": scs.__version__},
     )

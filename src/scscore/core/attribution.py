@@ -56,34 +56,89 @@ class Contrast:
             return None
         return torch.stack([self.target, others.to(torch.int64).argmax(-1)], dim=-1)
 
-    @torch.no_grad()
     def baseline(self, reference: GaussianReference) -> Tensor:
-        """Where neither side is favoured, on the line between their means, ``(n, n_features)``.
-
-        The last point before the mean of the target at which the evidence of the closed-form reference is zero; where it never is, the
-        point of the lowest one.
-        """
+        """Where neither side is favoured, on the line between their means, ``(n, n_features)``; see :func:`neutral_points`."""
         both = torch.cat([self.target[:, None].to(self.log_weights), self.log_weights.exp()], dim=1)
         unique, inverse = both.unique(dim=0, return_inverse=True)
         one = Contrast(unique[:, 0].long(), unique[:, 1:].log())
         means = reference.class_means
-        start, end = unique[:, 1:] @ means, means[one.target]
+        return neutral_points(reference, one.evidence, unique[:, 1:] @ means, means[one.target])[inverse]
 
-        def evidence(t: Tensor) -> Tensor:
-            return one.evidence(reference.log_prob(start + t[..., None] * (end - start)))
 
-        grid = torch.linspace(0, 1, _GRID + 1, dtype=torch.float64, device=means.device)
-        values = torch.stack([evidence(t.expand(len(unique))) for t in grid])
-        last = (values < 0).to(torch.float64) * torch.arange(_GRID + 1, device=means.device)[:, None]
-        low = last.amax(0).long().clamp_max(_GRID - 1)
-        below, above = grid[low], grid[low + 1]
-        for _ in range(_BISECTIONS):
-            middle = 0.5 * (below + above)
-            negative = evidence(middle) < 0
-            below, above = torch.where(negative, middle, below), torch.where(negative, above, middle)
-        crosses = (values < 0).any(0)
-        t = torch.where(crosses, 0.5 * (below + above), grid[values.argmin(0)])
-        return (start + t[:, None] * (end - start))[inverse]
+@dataclass(frozen=True)
+class ValueContrast:
+    """One value of a continuous target against another, or against all.
+
+    Attributes
+    ----------
+    weights
+        What the log-likelihoods at the nodes weigh in that of the value, float64 ``(n, n_nodes)``; rows sum to one.
+    others
+        The same for the other value, or ``None``.
+    log_prior
+        Log weights of the nodes in the mixture that the value is compared with where there is no other, ``(n_nodes,)``.
+    """
+
+    weights: Tensor
+    others: Tensor | None
+    log_prior: Tensor
+
+    @property
+    def target(self) -> Tensor:
+        """Group of every cell, int64 ``(n,)``: they are all in one."""
+        return torch.zeros(len(self.weights), dtype=torch.int64, device=self.weights.device)
+
+    def evidence(self, log_likelihood: Tensor) -> Tensor:
+        """Log-ratio of the value and the others, nats ``(..., n)``, from log-likelihoods at the nodes ``(..., n, n_nodes)``."""
+        own = (log_likelihood * self.weights).sum(-1)
+        if self.others is None:
+            return own - (log_likelihood + self.log_prior).logsumexp(-1)
+        return own - (log_likelihood * self.others).sum(-1)
+
+    def pairs(self) -> None:
+        """Always ``None``: all nodes may have a weight."""
+
+    def baseline(self, reference: GaussianReference) -> Tensor:
+        """Where neither side is favoured, on the line between their means, ``(n, n_features)``; see :func:`neutral_points`."""
+        others = self.log_prior.exp().expand_as(self.weights) if self.others is None else self.others
+        unique, inverse = torch.cat([self.weights, others], dim=1).unique(dim=0, return_inverse=True)
+        weights, rest = unique.chunk(2, dim=1)
+        one = ValueContrast(weights, None if self.others is None else rest, self.log_prior)
+        means = reference.class_means
+        return neutral_points(reference, one.evidence, rest @ means, weights @ means)[inverse]
+
+
+@torch.no_grad()
+def neutral_points(reference: GaussianReference, evidence: Evidence, start: Tensor, end: Tensor) -> Tensor:
+    """Points between `start` and `end`, ``(n, n_features)`` each, at which the evidence of the closed-form reference is zero.
+
+    The last such point before the end; where there is none, the point of the lowest evidence.
+
+    Parameters
+    ----------
+    reference
+        The reference.
+    evidence
+        From its log-likelihoods to nats, ``(n,)``.
+    start, end
+        Means of the two sides.
+    """
+
+    def at(t: Tensor) -> Tensor:
+        return evidence(reference.log_prob(start + t[..., None] * (end - start)))
+
+    grid = torch.linspace(0, 1, _GRID + 1, dtype=torch.float64, device=start.device)
+    values = torch.stack([at(t.expand(len(start))) for t in grid])
+    last = (values < 0).to(torch.float64) * torch.arange(_GRID + 1, device=start.device)[:, None]
+    low = last.amax(0).long().clamp_max(_GRID - 1)
+    below, above = grid[low], grid[low + 1]
+    for _ in range(_BISECTIONS):
+        middle = 0.5 * (below + above)
+        negative = at(middle) < 0
+        below, above = torch.where(negative, middle, below), torch.where(negative, above, middle)
+    crosses = (values < 0).any(0)
+    t = torch.where(crosses, 0.5 * (below + above), grid[values.argmin(0)])
+    return start + t[:, None] * (end - start)
 
 
 @dataclass(frozen=True)
@@ -132,7 +187,7 @@ class Encoded(NamedTuple):
 def dissipation_parts(
     model: ConditionalDiffusion,
     z: Tensor,
-    contrast: Contrast,
+    contrast: Contrast | ValueContrast,
     loadings: Tensor,
     dual: Tensor,
     *,
@@ -164,9 +219,7 @@ def dissipation_parts(
         return parts, parts.sum(1), contrast.evidence(model.reference.log_prob(z))
     draws: dict[str, Any] = {"noise": noise, "n_steps": n_steps, "start": start}
     found = log_likelihood(model, z, n_paths=n_paths, **draws).mean
-    weights = torch.nn.functional.one_hot(contrast.target, model.n_classes) - torch.softmax(
-        found + contrast.log_weights, -1
-    )
+    weights = torch.func.grad(lambda values: contrast.evidence(values).sum())(found)
     levels = model.schedule.levels(n_steps).to(z.device)
     e, b = loadings.to(z).T, dual.to(z).T
     for pair in range(n_paths // 2):
@@ -183,7 +236,7 @@ def dissipation_parts(
 
 def frozen_evidence(
     model: ConditionalDiffusion,
-    contrast: Contrast,
+    contrast: Contrast | ValueContrast,
     *,
     noise: NoiseStream,
     start: int,
@@ -253,7 +306,7 @@ def integrated_gradients(evidence: Evidence, z: Tensor, baseline: Tensor, *, n_s
 def attribute(
     model: ConditionalDiffusion,
     z: Tensor,
-    contrast: Contrast,
+    contrast: Contrast | ValueContrast,
     *,
     noise: NoiseStream,
     n_steps: int,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize
+from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax
 
 Array = NDArray[np.float64]
@@ -78,8 +79,7 @@ def fit_calibration(log_likelihood: ArrayLike, log_prior: ArrayLike, y: ArrayLik
     """
     values, log_prior, y = np.asarray(log_likelihood, dtype=np.float64), np.asarray(log_prior), np.asarray(y)
     rows, counts = np.arange(len(y)), np.bincount(y, minlength=values.shape[1])
-    with np.errstate(divide="ignore"):
-        ratio = np.clip(np.exp(log_prior) * len(y) / np.maximum(counts, 1), 1 / _MOST_WEIGHT, _MOST_WEIGHT)
+    ratio = np.clip(np.exp(log_prior) * len(y) / np.maximum(counts, 1), 1 / _MOST_WEIGHT, _MOST_WEIGHT)
     weights = ratio[y] * len(y) / ratio[y].sum()
     expected = np.bincount(y, weights=weights, minlength=values.shape[1])
     values = values - values[rows, y][:, None]  # relative to the true class, which changes nothing
@@ -96,6 +96,25 @@ def fit_calibration(log_likelihood: ArrayLike, log_prior: ArrayLike, y: ArrayLik
     bounds = [tuple(np.log(TEMPERATURE_BOUNDS)), *[(None, None)] * values.shape[1]]
     found = minimize(objective, np.zeros(1 + values.shape[1]), jac=True, method="L-BFGS-B", bounds=bounds, tol=1e-10)
     return float(np.clip(np.exp(found.x[0]), *TEMPERATURE_BOUNDS)), found.x[1:]
+
+
+def fit_temperature(loss: Callable[[float], float], n: int) -> float:
+    """The temperature that minimises a mean loss of `n` held-out cells, with the prior of :func:`fit_calibration`.
+
+    Parameters
+    ----------
+    loss
+        Mean negative log-likelihood, nats, of a temperature.
+    n
+        Number of cells.
+    """
+    found = minimize_scalar(
+        lambda log_t: n * loss(float(np.exp(log_t))) + 0.5 * (log_t / _LOG_TEMPERATURE_SD) ** 2,
+        bounds=tuple(np.log(TEMPERATURE_BOUNDS)),
+        method="bounded",
+        options={"xatol": 1e-3},
+    )
+    return float(np.exp(found.x))
 
 
 def estimate_prior(

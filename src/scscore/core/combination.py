@@ -81,8 +81,3 @@ def _combined_reference(reference: GaussianReference, pairs: list[Pair], control
             weights[i, k] = weight * scales / scales.sum()
         weights[i] /= weights[i].sum()
     return GaussianReference(means, weights.flatten(1), variances, axes, reference.scales)
-
-
-def is_combinable(denoiser: torch.nn.Module | None) -> bool:
-    """Whether :func:`with_combinations` takes a model with this network."""
-    return denoiser is None or isinstance(denoiser, Ensemble | ResidualDenoiser)

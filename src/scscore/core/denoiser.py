@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ class ResidualDenoiser(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        self.shape = {"width": width, "n_blocks": n_blocks, "rank": rank, "dropout": dropout}
+        self.shape: dict[str, Any] = {"width": width, "n_blocks": n_blocks, "rank": rank, "dropout": dropout}
         n_features = class_means.shape[1]
         self.register_buffer("scale", scale.to(torch.float32))
         self.register_buffer("frequencies", math.pi * torch.arange(1, 9) / 16, persistent=False)
@@ -103,14 +104,14 @@ class Ensemble(nn.Module):
         The denoisers.
     """
 
-    def __init__(self, members: Sequence[ResidualDenoiser]) -> None:
+    def __init__(self, members: Sequence[nn.Module]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
-        self.shape = {**members[0].shape, "n_members": len(members)}
+        self.shape: dict[str, Any] = {**members[0].shape, "n_members": len(members)}  # type: ignore[dict-item]
 
-    def forward(self, z: Tensor, lam: Tensor, classes: Tensor | None = None) -> Tensor:
-        """Residual noise prediction, see :meth:`ResidualDenoiser.forward`."""
-        return torch.stack([member(z, lam, classes) for member in self.members]).mean(0)
+    def forward(self, *inputs: Any) -> Tensor:
+        """Mean of the members' outputs, see :meth:`ResidualDenoiser.forward`."""
+        return torch.stack([member(*inputs) for member in self.members]).mean(0)
 
 
 class _Block(nn.Module):

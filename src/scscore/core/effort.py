@@ -11,16 +11,20 @@ from scscore.core.diffusion import ConditionalDiffusion
 from scscore.core.dissipation import dissipation
 from scscore.core.likelihood import log_likelihood
 from scscore.core.schedule import NoiseSchedule
+from scscore.core.target import Predictive, TargetGrid
 from scscore.core.trajectories import NoiseStream
 
 _N_PARTS = 20
 _FINE_STEPS = 64
 _CANDIDATES = (4, 8, 16, 32)
 _TOLERANCE = 0.01  # total variation of the posterior
+_TOLERANCE_OF_VALUES = 0.1  # of a predictive distribution, standard deviations
 _NEGLIGIBLE = 1e-3  # share of the importance that may lie beyond either end of the window
 
 
-def choose_levels(model: ConditionalDiffusion, z: Tensor, log_prior: Array, *, seed: int = 0) -> NoiseSchedule:
+def choose_levels(
+    model: ConditionalDiffusion, z: Tensor, log_prior: Array, *, grid: TargetGrid | None = None, seed: int = 0
+) -> NoiseSchedule:
     r"""The window and the placement of noise levels that suit a trained model.
 
     In parts of equal width of the model's window, the loss of the path-wise objective is measured at points `z`: the root mean
@@ -35,7 +39,9 @@ def choose_levels(model: ConditionalDiffusion, z: Tensor, log_prior: Array, *, s
     z
         Points, shape ``(n, n_features)``.
     log_prior
-        Log prior of the classes, nats, ``(n_classes,)``.
+        Log prior of the classes, nats, ``(n_classes,)``; of a continuous target, of the bins.
+    grid
+        Bins of a continuous target.
     seed
         Seed of the noise.
     """
@@ -50,6 +56,9 @@ def choose_levels(model: ConditionalDiffusion, z: Tensor, log_prior: Array, *, s
     with torch.inference_mode():
         increments = torch.stack(list(dissipation(model, z, levels.to(z.device), draw))).cpu()
         total = model.reference.log_prob(z).cpu() + increments.sum(0)
+    if grid is not None:
+        to_bins = torch.from_numpy(grid.to_bins)
+        increments, total = increments @ to_bins, total @ to_bins
     posterior = torch.softmax(total + torch.from_numpy(log_prior), -1)
     if model.n_classes > 1:
         increments = increments - (increments * posterior).sum(-1, keepdim=True)
@@ -64,7 +73,14 @@ def choose_levels(model: ConditionalDiffusion, z: Tensor, log_prior: Array, *, s
 
 
 def choose_effort(
-    model: ConditionalDiffusion, z: Tensor, log_prior: Array, temperature: float, *, n_paths: int, seed: int = 0
+    model: ConditionalDiffusion,
+    z: Tensor,
+    log_prior: Array,
+    temperature: float,
+    *,
+    n_paths: int,
+    grid: TargetGrid | None = None,
+    seed: int = 0,
 ) -> tuple[NoiseSchedule, int]:
     """The levels, and the smallest number of jumps, that leave the posterior as it is.
 
@@ -80,8 +96,10 @@ def choose_effort(
         Factor on the log-likelihoods in the posterior.
     n_paths
         Paths per point.
+    grid
+        Bins of a continuous target: mean and standard deviation are then compared, and may differ by a tenth of the latter.
     """
-    by_loss = choose_levels(model, z, log_prior, seed=seed)
+    by_loss = choose_levels(model, z, log_prior, grid=grid, seed=seed)
     if model.denoiser is None or model.n_classes == 1:
         return by_loss, _CANDIDATES[0]
 
@@ -89,12 +107,20 @@ def choose_effort(
         tried = ConditionalDiffusion(schedule, model.reference, model.denoiser)
         with torch.inference_mode():
             found = log_likelihood(tried, z, noise=NoiseStream(seed), n_steps=n_steps, n_paths=n_paths)
-        return np.exp(log_posterior(found.mean.cpu().numpy(), log_prior, temperature))
+        values = found.mean.cpu().numpy()
+        return np.exp(log_posterior(values if grid is None else values @ grid.to_bins, log_prior, temperature))
+
+    def difference(found: Array) -> float:
+        if grid is None:
+            return float(0.5 * np.abs(found - fine).sum(1).mean())
+        one, other = Predictive(grid, found), Predictive(grid, fine)
+        shift = grid.difference(one.mean, other.mean) / other.sd
+        return float(np.sqrt(np.mean(shift**2 + np.log(one.sd / other.sd) ** 2)))
 
     fine = posterior(model.schedule, _FINE_STEPS)
     for n_steps in _CANDIDATES:
-        distance = {s: 0.5 * np.abs(posterior(s, n_steps) - fine).sum(1).mean() for s in (model.schedule, by_loss)}
+        distance = {s: difference(posterior(s, n_steps)) for s in (model.schedule, by_loss)}
         best = min(distance, key=distance.__getitem__)
-        if distance[best] <= _TOLERANCE:
+        if distance[best] <= (_TOLERANCE if grid is None else _TOLERANCE_OF_VALUES):
             break
     return best, n_steps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scscore.core.calibration import fit_calibration, log_posterior, negative_log_likelihood
+from scscore.core.calibration import fit_calibration, fit_temperature, log_posterior, negative_log_likelihood
 from scscore.core.denoiser import Ensemble, ResidualDenoiser
 from scscore.core.density_fit import build_density, fit_density
 from scscore.core.diffusion import ConditionalDiffusion
+from scscore.core.direct import DirectNetwork, DirectPosterior
 from scscore.core.effort import choose_effort
-from scscore.core.held_out import HeldOut
+from scscore.core.held_out import HeldOut, HeldOutValues
 from scscore.core.reference import GaussianReference
 from scscore.core.reference_fit import (
     Array,
@@ -30,6 +32,8 @@ from scscore.core.reference_fit import (
     overlap_weights,
 )
 from scscore.core.schedule import NoiseSchedule
+from scscore.core.target import Predictive, TargetGrid
+from scscore.core.target_reference import fit_target_reference
 from scscore.core.thinning import evenly_spread
 from scscore.core.training import TrainingConfig, TrainingResult, train
 
@@ -44,7 +48,7 @@ class FitOutcome:
 
     Attributes
     ----------
-    whitening, diffusion
+    whitening, engine
         The model.
     temperature, offsets
         Calibration of the posterior, fitted to the validation cells.
@@ -58,13 +62,14 @@ class FitOutcome:
     n_jumps
         Jumps per noising trajectory that the posterior of this model needs.
     validation_nll, validation_accuracy
-        Of the calibrated posterior of the validation cells at the chosen step.
-    held_out
+        Of the calibrated posterior of the validation cells at the chosen step. With a continuous target, negative log density
+        (nats per unit) and the coefficient of determination of the mean.
+    held_out, held_out_values
         Log-likelihoods (of the representation, not of the whitened space) and labels of the validation cells.
     """
 
     whitening: Whitening
-    diffusion: ConditionalDiffusion
+    engine: ConditionalDiffusion | DirectPosterior
     temperature: float
     offsets: tuple[float, ...]
     reference: ReferenceFit
@@ -75,14 +80,15 @@ class FitOutcome:
     n_jumps: int
     validation_nll: float
     validation_accuracy: float
-    held_out: HeldOut
+    held_out: HeldOut | None
+    held_out_values: HeldOutValues | None
 
 
 def fit_conditional_diffusion(
     folds: Sequence[Fold],
     validation: Sequence[Fold],
     x: Array,
-    y: NDArray[np.integer],
+    y: NDArray[Any],
     *,
     n_classes: int,
     log_prior: Array,
@@ -92,6 +98,8 @@ def fit_conditional_diffusion(
     n_steps: int,
     n_paths: int,
     seed: int,
+    grid: TargetGrid | None = None,
+    direct: bool = False,
     n_members: int = 1,
     validation_depth: Sequence[Array] | None = None,
     checkpoint_dir: Path | None = None,
@@ -113,7 +121,7 @@ def fit_conditional_diffusion(
     validation
         Splits for the number of steps and the temperature.
     x, y
-        Representation and class indices of all cells.
+        Representation and class indices (values of a continuous target) of all cells.
     n_classes, log_prior
         Number of classes and their log prior.
     shapes
@@ -124,6 +132,10 @@ def fit_conditional_diffusion(
         Sampling effort for which the temperature is fitted.
     seed
         Seed of everything random.
+    grid
+        Bins of a continuous target, which take the place of the classes.
+    direct
+        Fit the posterior of a continuous target without a density.
     n_members
         Denoisers trained on all cells, from different random numbers; the mean of their residuals is used.
     validation_depth
@@ -135,15 +147,30 @@ def fit_conditional_diffusion(
     **trainer
         `accelerator`, `devices` and `strategy` of :func:`scscore.core.training.train`.
     """
-    chosen, of_fold = _choose_reference(folds, validation, x, y, log_prior=log_prior, shapes=shapes, seed=seed)
+    chosen, of_fold = _choose_reference(
+        folds, validation, x, y, log_prior=log_prior, shapes=shapes, seed=seed, grid=grid
+    )
     prior = torch.from_numpy(log_prior).to(torch.float32)
 
+    def labels(y: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(y.astype(np.int64) if grid is None else grid.soft_labels(y).astype(np.float32))
+
+    def untrained(reference: GaussianReference, z: Tensor, seed: int) -> ConditionalDiffusion | DirectPosterior:
+        return _with_network(schedule, reference, z, seed, direct=direct)
+
     def run(
-        name: str, model: ConditionalDiffusion, z: Tensor, labels: NDArray[np.integer], **more: Any
+        name: str, model: ConditionalDiffusion | DirectPosterior, z: Tensor, y: NDArray[Any], **more: Any
     ) -> TrainingResult:
         directory = None if checkpoint_dir is None else checkpoint_dir / name.replace(" ", "_")
-        common = {"seed": seed, "checkpoint_dir": directory, "progress": progress, "description": f"fit: {name}"}
-        return train(model, z, _labels(labels), prior, **{"config": config, **common, **trainer, **more})
+        common: dict[str, Any] = {
+            "seed": seed,
+            "checkpoint_dir": directory,
+            "progress": progress,
+            "description": f"fit: {name}",
+        }
+        if grid is not None:
+            common["to_bins"] = torch.from_numpy(grid.to_bins).to(torch.float32)
+        return train(model, z, labels(y), prior, **{"config": config, **common, **trainer, **more})
 
     results: list[TrainingResult] = []
     volumes: list[float] = []
@@ -156,8 +183,8 @@ def fit_conditional_diffusion(
         whitening, reference = of_fold(i)
         z = whitening(torch.from_numpy(fold.x_train))
         watched = evenly_spread(len(fold.y_held_out), _ENOUGH_VALIDATION_CELLS)
-        held_out = whitening(torch.from_numpy(fold.x_held_out[watched])), _labels(fold.y_held_out[watched])
-        model = _with_denoiser(schedule, reference, z, seed)
+        held_out = whitening(torch.from_numpy(fold.x_held_out[watched])), labels(fold.y_held_out[watched])
+        model = untrained(reference, z, seed)
         name = f"validation {i + 1}"
         volumes.append(whitening.log_abs_det)
         results.append(run(name, model, z, fold.y_train, validation=held_out, n_steps=n_steps, n_paths=n_paths))
@@ -174,57 +201,103 @@ def fit_conditional_diffusion(
     training_loss = np.mean([result.training_loss[:n_checks] for result in results], axis=0)
     best = int(validation_loss.argmin())
     held_out_log_likelihood = torch.cat([result.log_likelihood[best] for result in results]).numpy()
+    if grid is not None:
+        held_out_log_likelihood = held_out_log_likelihood @ grid.to_bins
     truth = np.concatenate(truths)
-    volume = np.repeat(volumes, sizes)[:, None]
-    temperature, offsets = 1.0, np.zeros(n_classes)
-    if n_classes > 1:
-        temperature, offsets = fit_calibration(held_out_log_likelihood, log_prior, truth)
-    log_weights = log_prior + offsets
-    posterior = np.exp(log_posterior(held_out_log_likelihood, log_weights, temperature))
+    depth = np.concatenate(depths) if depths else None
+    judged = _judge if grid is None else partial(_judge_values, grid=grid)
+    temperature, offsets, nll, accuracy = judged(held_out_log_likelihood, log_prior, truth)
+    if n_classes == 1:
+        nll = float(validation_loss[best])
+    if not direct:  # from the whitened space to the representation
+        held_out_log_likelihood += np.repeat(volumes, sizes)[:, None]
 
     final_steps = round(results[0].steps[best] * len(x) * len(results) / n_train)
-    final = ConditionalDiffusion(schedule, chosen.reference)
+    final: ConditionalDiffusion | DirectPosterior = ConditionalDiffusion(schedule, chosen.reference)
+    if direct:
+        final_steps, final = max(final_steps, 1), untrained(chosen.reference, torch.from_numpy(x), seed)
     if final_steps:
         z = chosen.whitening(torch.from_numpy(x))
         members = []
         for i in range(n_members):
             name = "all cells" if n_members == 1 else f"all cells, member {i + 1}"
-            member = _with_denoiser(schedule, chosen.reference, z, seed + i)
+            member = untrained(chosen.reference, z, seed + i)
             run(name, member, z, y, config=replace(config, max_steps=final_steps), seed=seed + i)
             members.append(member.denoiser)
         final.denoiser = members[0] if n_members == 1 else Ensemble(members)  # type: ignore[arg-type]
     final.eval()
-    some = chosen.whitening(torch.from_numpy(x[evenly_spread(len(x), _ENOUGH_CELLS_FOR_LEVELS)]))
-    final.schedule, n_jumps = choose_effort(final, some, log_weights, temperature, n_paths=n_paths, seed=seed)
+    n_jumps = n_steps
+    if isinstance(final, ConditionalDiffusion):
+        some = chosen.whitening(torch.from_numpy(x[evenly_spread(len(x), _ENOUGH_CELLS_FOR_LEVELS)]))
+        log_weights = log_prior + (np.asarray(offsets) if offsets else 0.0)
+        final.schedule, n_jumps = choose_effort(
+            final, some, log_weights, temperature, n_paths=n_paths, grid=grid, seed=seed
+        )
     return FitOutcome(
         whitening=chosen.whitening,
-        diffusion=final,
+        engine=final,
         temperature=temperature,
-        offsets=tuple(offsets.tolist()),
+        offsets=offsets,
         reference=chosen,
         steps=results[0].steps[:n_checks],
         training_loss=training_loss.tolist(),
         validation_loss=validation_loss.tolist(),
         n_steps=final_steps,
         n_jumps=n_jumps,
-        validation_nll=negative_log_likelihood(posterior, truth) if n_classes > 1 else float(validation_loss[best]),
-        validation_accuracy=float((posterior.argmax(1) == truth).mean()),
-        held_out=HeldOut.of(held_out_log_likelihood + volume, truth, np.concatenate(depths) if depths else None),
+        validation_nll=nll,
+        validation_accuracy=accuracy,
+        held_out=HeldOut.of(held_out_log_likelihood, truth, depth) if grid is None else None,
+        held_out_values=None if grid is None else HeldOutValues.of(held_out_log_likelihood, truth, depth),
     )
+
+
+def _judge(
+    log_likelihood: Array, log_prior: Array, truth: NDArray[np.integer]
+) -> tuple[float, tuple[float, ...], float, float]:
+    """Temperature and offsets from held-out cells, and the negative log posterior and accuracy that they give."""
+    temperature, offsets = 1.0, np.zeros(len(log_prior))
+    if len(log_prior) > 1:
+        temperature, offsets = fit_calibration(log_likelihood, log_prior, truth)
+    posterior = np.exp(log_posterior(log_likelihood, log_prior + offsets, temperature))
+    accuracy = float((posterior.argmax(1) == truth).mean())
+    return temperature, tuple(offsets.tolist()), negative_log_likelihood(posterior, truth), accuracy
+
+
+def _judge_values(
+    log_likelihood: Array, log_prior: Array, truth: Array, *, grid: TargetGrid
+) -> tuple[float, tuple[float, ...], float, float]:
+    """The same for a continuous target: no offsets, negative log density, coefficient of determination."""
+
+    def predictive(temperature: float) -> Predictive:
+        return Predictive(grid, np.exp(log_posterior(log_likelihood, log_prior, temperature)))
+
+    def loss(temperature: float) -> float:
+        return -float(predictive(temperature).log_density(truth).mean())
+
+    temperature = fit_temperature(loss, len(truth))
+    found = predictive(temperature)
+    spread = np.mean(grid.difference(truth, grid.mean) ** 2)
+    r2 = 1 - np.mean(grid.difference(found.mean, truth) ** 2) / max(float(spread), 1e-300)
+    return temperature, (), loss(temperature), float(r2)
 
 
 def _choose_reference(
     folds: Sequence[Fold],
     validation: Sequence[Fold],
     x: Array,
-    y: NDArray[np.integer],
+    y: NDArray[Any],
     *,
     log_prior: Array,
     shapes: Sequence[ReferenceShape],
     seed: int,
+    grid: TargetGrid | None = None,
 ) -> tuple[ReferenceFit, Callable[[int], tuple[Whitening, GaussianReference]]]:
     """The reference of all cells, and how to get that of the training part of a validation split."""
     n_classes = len(log_prior)
+    if grid is not None:
+        widths = list(dict.fromkeys(shape.n_features for shape in shapes))
+        of_target, built = fit_target_reference(folds, x, y, grid=grid, log_prior=log_prior, n_features=widths)
+        return of_target, lambda i: built(validation[i], i)
     if n_classes == 1:
         density = fit_density(folds, x, seed=seed)
         return density, lambda i: build_density(validation[i].x_train, density.shape, seed=seed)
@@ -245,12 +318,17 @@ def _weights_without(i: int, folds: Sequence[Fold], chosen: ReferenceFit, n_clas
     return overlap_weights(np.concatenate([chosen.held_out[j] for j in others]), labels, n_classes)
 
 
-def _labels(y: NDArray[np.integer]) -> Tensor:
-    return torch.from_numpy(y.astype(np.int64))
-
-
-def _with_denoiser(schedule: NoiseSchedule, reference: GaussianReference, z: Tensor, seed: int) -> ConditionalDiffusion:
+def _with_network(
+    schedule: NoiseSchedule,
+    reference: GaussianReference,
+    z: Tensor,
+    seed: int,
+    *,
+    direct: bool,
+) -> ConditionalDiffusion | DirectPosterior:
+    """A model with an untrained network for points like `z`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        denoiser = ResidualDenoiser(reference.class_means, z.std(0))
-    return ConditionalDiffusion(schedule, reference, denoiser)
+        if direct:
+            return DirectPosterior(DirectNetwork(z.std(0), reference.n_classes))
+        return ConditionalDiffusion(schedule, reference, ResidualDenoiser(reference.class_means, z.std(0)))

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.func import jvp, vmap
 
 from scscore.core.diffusion import ConditionalDiffusion
+from scscore.core.runge_kutta import runge_kutta_step
 from scscore.core.schedule import NoiseSchedule, broadcastable_level
 
 EXACT_UP_TO = 256
@@ -74,14 +75,8 @@ def flow(
         return velocity, gain.to(torch.float64)
 
     for lam, lam_next in pairwise(levels):
-        h, middle = lam_next - lam, 0.5 * (lam + lam_next)
-        step = h.to(z.dtype)
-        v1, g1 = derivative(x, lam)
-        v2, g2 = derivative(x + 0.5 * step * v1, middle)
-        v3, g3 = derivative(x + 0.5 * step * v2, middle)
-        v4, g4 = derivative(x + step * v3, lam_next)
-        x = x + step / 6 * (v1 + 2 * v2 + 2 * v3 + v4)
-        total = total - h / 6 * (g1 + 2 * g2 + 2 * g3 + g4)
+        x, gained = runge_kutta_step(derivative, x, lam, lam_next)
+        total = total - gained
     return total
 
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import logsumexp
 
 from scscore.core.calibration import log_posterior
 from scscore.core.conformal import SetMethod, conformal_p_values, nonconformity
 from scscore.core.novelty import class_entropies, depth_trend, p_value, typicality_score
+from scscore.core.target import Predictive, TargetGrid, conformal_share
 from scscore.core.thinning import evenly_spread
 
 Array = NDArray[np.float64]
@@ -102,3 +104,46 @@ class HeldOut:
         weights = np.exp(log_prior) / np.maximum(self.frequencies(log_prior), 1e-300)
         p = conformal_p_values(new, calibration, self.y, class_weights=weights, class_conditional=class_conditional)
         return p > 1 - coverage + 1e-12  # a p-value of exactly 1 - coverage, up to rounding, is outside
+
+
+@dataclass(frozen=True)
+class HeldOutValues:
+    """The same with a continuous target.
+
+    Attributes
+    ----------
+    log_likelihood
+        Nats, float32 ``(n, n_bins)``.
+    y
+        Values, float64 ``(n,)``.
+    log_depth
+        Log count totals, float32 ``(n,)``, or ``None`` where the model does not read counts.
+    """
+
+    log_likelihood: NDArray[np.float32]
+    y: NDArray[np.float64]
+    log_depth: NDArray[np.float32] | None = None
+
+    @classmethod
+    def of(cls, log_likelihood: ArrayLike, y: ArrayLike, log_depth: ArrayLike | None = None) -> HeldOutValues:
+        """At most 5,000 of the cells, evenly spread."""
+        values, y = np.asarray(log_likelihood, dtype=np.float32), np.asarray(y, dtype=np.float64)
+        rows = evenly_spread(len(y), _MOST_CELLS)
+        depth = None if log_depth is None else np.asarray(log_depth, dtype=np.float32)[rows]
+        return cls(np.ascontiguousarray(values[rows]), y[rows], depth)
+
+    def typicality(self, log_likelihood: ArrayLike, log_prior: Array, log_depth: ArrayLike | None = None) -> Array:
+        """P-value of log p(x), the mixture over the prior, of new cells, ``(n,)``; see :meth:`HeldOut.typicality`."""
+        new, own = (
+            logsumexp(np.asarray(v, dtype=np.float64) + log_prior, axis=1)
+            for v in (log_likelihood, self.log_likelihood)
+        )
+        if self.log_depth is not None and log_depth is not None:
+            trend = depth_trend(own, self.log_depth)
+            new, own = new - trend(log_depth), own - trend(self.log_depth)
+        return p_value(new, own)
+
+    def central_share(self, grid: TargetGrid, log_prior: Array, temperature: float, *, coverage: float) -> float:
+        """Central share of a predictive distribution that covers with probability `coverage`; see :func:`conformal_share`."""
+        own = Predictive(grid, np.exp(log_posterior(self.log_likelihood, log_prior, temperature)))
+        return conformal_share(np.abs(2 * own.cdf(self.y) - 1), coverage)

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scscore.core.calibration import standard_error
+from scscore.core.calibration import Array, standard_error
 from scscore.core.diffusion import ConditionalDiffusion
+from scscore.core.direct import DirectPosterior
 from scscore.core.dissipation import dissipation
 from scscore.core.elbo import elbo
 from scscore.core.flow import EXACT_UP_TO, flow
@@ -97,13 +98,17 @@ class LogLikelihood:
         paths = torch.where(chosen, _with_draws(other.paths, n_draws), _with_draws(self.paths, n_draws))
         return LogLikelihood(paths, self.exact and other.exact)
 
+    def mapped(self, weights: Array) -> LogLikelihood:
+        """Linear combinations of the classes, ``(n_classes, n_wanted)``, such as the log-likelihoods of bins from those at the nodes."""
+        return LogLikelihood(self.paths @ torch.from_numpy(weights).to(self.paths), self.exact)
+
     def shifted(self, nats: float) -> LogLikelihood:
         """The same estimates on the CPU with a constant added, such as the volume of a change of coordinates."""
         return LogLikelihood(self.paths.cpu() + nats, self.exact)
 
 
 def log_likelihood(
-    model: ConditionalDiffusion,
+    model: ConditionalDiffusion | DirectPosterior,
     z: Tensor,
     *,
     noise: NoiseStream,
@@ -118,7 +123,7 @@ def log_likelihood(
     Parameters
     ----------
     model
-        The conditional diffusion model, in evaluation mode.
+        The conditional diffusion model, in evaluation mode. Of its twin without a density the ratio to log p(y) is given.
     z
         Clean points, shape ``(n, n_features)``.
     noise
@@ -143,6 +148,8 @@ def log_likelihood(
     LogLikelihood
         ``n_paths / 2`` independent draws.
     """
+    if isinstance(model, DirectPosterior):
+        return LogLikelihood(model.log_ratio(z).to(torch.float64)[None, None], exact=True)
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator must be one of {list(ESTIMATORS)}, got {estimator!r}.")
     if n_paths < 2 or n_paths % 2:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from scscore.core.schedule import NoiseSchedule, broadcastable_level
 
+_LEAST_WEIGHT = 1e-12
+
 
 class GaussianReference(nn.Module):
     r"""Shared Gaussian components with class-specific weights.
@@ -59,6 +61,16 @@ class GaussianReference(nn.Module):
             self.register_buffer(name, None if value is None else value.to(torch.float64))
 
     @property
+    def _all_overlap(self) -> bool:
+        """Whether every component belongs to every class with some weight: sums over components then never underflow."""
+        return bool(self.weights.min() > _LEAST_WEIGHT)
+
+    @property
+    def _pooled(self) -> bool:
+        """Whether all components have the identity as covariance."""
+        return self.axes is None and bool((self.variances == 1).all())
+
+    @property
     def n_classes(self) -> int:
         """Number of classes."""
         return self.weights.shape[0]
@@ -84,7 +96,12 @@ class GaussianReference(nn.Module):
             Log SNR of the noised density, a scalar or of a shape that broadcasts against ``(..., 1)``. ``None`` is the
             density of the clean data.
         """
-        components = self._component_log_prob(*self._offsets(z.to(torch.float64), lam))
+        if self._pooled and self._all_overlap:
+            z = z.to(torch.float64)
+            components = self._pooled_components(z, None if lam is None else broadcastable_level(lam, z))[0].flatten(-2)
+            highest = components.detach().amax(-1, keepdim=True)
+            return ((components - highest).exp() @ self.weights.T).log() + highest
+        components = self.component_log_prob(*self.offsets(z.to(torch.float64), lam))
         return torch.logsumexp(components[..., None, :] + self.weights.log(), dim=-1)
 
     def eps(self, z: Tensor, lam: Tensor, classes: Tensor | None = None) -> Tensor:
@@ -103,8 +120,11 @@ class GaussianReference(nn.Module):
         -------
         Tensor of shape ``(..., n_classes, n_features)``, or ``(..., n_wanted, n_features)``, in the precision of `z`.
         """
-        offsets, precision = self._offsets(z, lam)
-        components = self._component_log_prob(offsets, precision)
+        lam = broadcastable_level(lam, z)
+        if classes is None and self._pooled and self._all_overlap:
+            return self._pooled_eps(z, lam)
+        offsets, precision = self.offsets(z, lam)
+        components = self.component_log_prob(offsets, precision)
         weights = self.weights.log().to(z.dtype)
         responsibilities = torch.softmax(
             components[..., None, :] + (weights if classes is None else weights[classes]), dim=-1
@@ -112,10 +132,33 @@ class GaussianReference(nn.Module):
         pull = precision * offsets[..., None, :]
         if self.axes is not None:
             pull = torch.einsum("...ksj,kdj->...ksd", pull, self.axes.to(z.dtype))
-        sigma = NoiseSchedule.sigma(broadcastable_level(lam, z))
-        return sigma[..., None] * (responsibilities @ pull.flatten(-3, -2))
+        return NoiseSchedule.sigma(lam)[..., None] * (responsibilities @ pull.flatten(-3, -2))
 
-    def _offsets(self, z: Tensor, lam: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _pooled_eps(self, z: Tensor, lam: Tensor) -> Tensor:
+        """The same where all components have one covariance: a few products of matrices, for many classes."""
+        components, precision = self._pooled_components(z, lam)
+        weights = self.weights.to(z.dtype)
+        density = (components - components.detach().amax((-2, -1), keepdim=True)).exp()
+        total = (density.flatten(-2) @ weights.T)[..., None]
+        pull = (density * precision[..., None, :]).flatten(-2)
+        place = torch.einsum("cks,kd->kscd", weights.unflatten(1, (-1, len(self.scales))), self.means.to(z.dtype))
+        mean = (pull @ place.flatten(0, 1).flatten(1)).unflatten(-1, (self.n_classes, -1))
+        own = (pull @ weights.T)[..., None] * z[..., None, :]
+        alpha, sigma = NoiseSchedule.alpha(lam)[..., None], NoiseSchedule.sigma(lam)[..., None]
+        return sigma / total * (own - alpha * mean)
+
+    def _pooled_components(self, z: Tensor, lam: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Log densities ``(..., n_components, n_scales)`` and precisions ``(..., n_scales)`` where all covariances are the identity."""
+        means, noised = self.means.to(z.dtype), self.scales.to(z.dtype)
+        if lam is None:
+            square = z.square().sum(-1, keepdim=True) - 2 * (z @ means.T) + means.square().sum(-1)
+        else:
+            noised, alpha = lam.sigmoid() * noised + (-lam).sigmoid(), NoiseSchedule.alpha(lam)
+            square = z.square().sum(-1, keepdim=True) - 2 * alpha * (z @ means.T) + alpha**2 * means.square().sum(-1)
+        volume = self.n_features * (noised * 2 * math.pi).log()
+        return -0.5 * (square[..., None] / noised[..., None, :] + volume[..., None, :]), noised.reciprocal()
+
+    def offsets(self, z: Tensor, lam: Tensor | None) -> tuple[Tensor, Tensor]:
         """Offsets from the noised means, ``(..., components, features)``, and noised precisions, along the components' axes.
 
         The precisions have shape ``(..., components, scales, features)``, with length 1 where points share a noise level.
@@ -133,7 +176,7 @@ class GaussianReference(nn.Module):
             means = torch.einsum("kd,kdj->kj", means, axes)
         return points - (means if lam is None else NoiseSchedule.alpha(lam) * means), noised.reciprocal()
 
-    def _component_log_prob(self, offsets: Tensor, precision: Tensor) -> Tensor:
+    def component_log_prob(self, offsets: Tensor, precision: Tensor) -> Tensor:
         """Log density of the noised components, nats, shape ``(..., n_components * n_scales)``."""
         square = (offsets.square()[..., None, :] * precision).sum(-1)
         log_prob = -0.5 * (square - precision.log().sum(-1) + self.n_features * math.log(2 * math.pi))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,9 +26,9 @@ class Fold(NamedTuple):
     """One split of the training cells, represented by an encoder that saw only the training part."""
 
     x_train: Array
-    y_train: NDArray[np.integer]
+    y_train: NDArray[Any]
     x_held_out: Array
-    y_held_out: NDArray[np.integer]
+    y_held_out: NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -180,10 +180,10 @@ def cross_validate(
         log_posterior = joint - logsumexp(joint, axis=1, keepdims=True)
         accuracy = float((log_posterior.argmax(1) == y_held_out).mean())
         candidates.append(Candidate(shape, -log_posterior[rows, y_held_out], accuracy, weights, held_out))
-    return _choose(candidates)
+    return choose(candidates)
 
 
-def _choose(candidates: Sequence[Candidate]) -> Candidate:
+def choose(candidates: Sequence[Candidate]) -> Candidate:
     """The lowest loss; of candidates that tie with it (within 1 %), the one with the most features.
 
     Features that cost nothing keep information for the residual, for attribution and for cells of other donors.
@@ -220,14 +220,18 @@ def pooled_whitening(x: Array, y: NDArray[np.integer], n_classes: int) -> Whiten
     """Whitening by the pooled within-class covariance with Ledoit-Wolf shrinkage."""
     means = _class_means(x, y, n_classes)
     covariance, _ = ledoit_wolf(x - means[y], assume_centered=True)
-    covariance = covariance * len(x) / max(len(x) - n_classes, 1)
+    return whitening_of(x.mean(0), covariance * len(x) / max(len(x) - n_classes, 1))
+
+
+def whitening_of(center: Array, covariance: Array) -> Whitening:
+    """Whitening by a covariance around a centre."""
     eigenvalues, eigenvectors = np.linalg.eigh(covariance)
     if eigenvalues[0] <= 1e-12 * eigenvalues[-1]:
         raise ValueError(
             "The representation is degenerate: its pooled within-class covariance is singular "
             "(constant or duplicated features, or too few distinct cells)."
         )
-    return Whitening(torch.from_numpy(x.mean(0)), torch.from_numpy(eigenvectors / np.sqrt(eigenvalues)))
+    return Whitening(torch.from_numpy(center), torch.from_numpy(eigenvectors / np.sqrt(eigenvalues)))
 
 
 def overlap_weights(

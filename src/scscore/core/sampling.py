@@ -14,6 +14,7 @@ from torch.special import ndtr
 
 from scscore.core.diffusion import ConditionalDiffusion
 from scscore.core.reference import GaussianReference
+from scscore.core.runge_kutta import Derivative, runge_kutta_step
 from scscore.core.schedule import Jump, NoiseSchedule
 from scscore.core.trajectories import NoiseStream
 
@@ -172,7 +173,7 @@ def flow_map(
         parts = [(part, at.flip(0)) for part, at in reversed(parts)]
     for part, at in parts:
         for lam, lam_next in pairwise(at):
-            z = _runge_kutta_step(part, z, own, lam, lam_next)
+            z, _ = runge_kutta_step(_velocity(part, own), z, lam, lam_next)
     return z
 
 
@@ -239,9 +240,9 @@ def _draw_reverse(
     uniform: Tensor,
 ) -> Tensor:
     """Points at log SNR `lam`, given those at the noisier `lam_noisy`, under the reference, exact."""
-    offsets, precision = reference._offsets(z, lam_noisy)
+    offsets, precision = reference.offsets(z, lam_noisy)
     log_weights = reference.weights[classes].log().to(z)
-    log_share = reference._component_log_prob(offsets, precision) + log_weights
+    log_share = reference.component_log_prob(offsets, precision) + log_weights
     chosen = _pick(torch.softmax(log_share.to(torch.float64), dim=-1), uniform)
     component, jump = chosen // len(reference.scales), Jump.between(lam, lam_noisy)
     offset = offsets[torch.arange(len(z), device=z.device), component]  # along the axes of the component
@@ -275,16 +276,11 @@ def _far_levels(upper: float, lower: float) -> Tensor:
     return torch.linspace(upper, lower, n_steps + 1, dtype=torch.float64)
 
 
-def _runge_kutta_step(model: ConditionalDiffusion, x: Tensor, own: Tensor, lam: Tensor, lam_next: Tensor) -> Tensor:
-    """One step of the probability flow of every point's own class ``(n, 1)``, in either direction."""
+def _velocity(model: ConditionalDiffusion, own: Tensor) -> Derivative:
+    """Velocity of the probability flow of every point's own class ``(n, 1)``; nothing is gathered along."""
 
-    def velocity(x: Tensor, lam: Tensor) -> Tensor:
+    def derivative(x: Tensor, lam: Tensor) -> tuple[Tensor, Tensor]:
         sigma = NoiseSchedule.sigma(lam).to(x)
-        return 0.5 * sigma * (sigma * x - model.eps(x, lam, own).squeeze(-2))
+        return 0.5 * sigma * (sigma * x - model.eps(x, lam, own).squeeze(-2)), x.new_zeros(())
 
-    step, middle = (lam_next - lam).to(x), 0.5 * (lam + lam_next)
-    v1 = velocity(x, lam)
-    v2 = velocity(x + 0.5 * step * v1, middle)
-    v3 = velocity(x + 0.5 * step * v2, middle)
-    v4 = velocity(x + step * v3, lam_next)
-    return x + step / 6 * (v1 + 2 * v2 + 2 * v3 + v4)
+    return derivative

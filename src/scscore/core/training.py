@@ -24,6 +24,7 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from scscore.core.diffusion import ConditionalDiffusion
+from scscore.core.direct import DirectPosterior
 from scscore.core.dissipation import dissipation_increment
 from scscore.core.likelihood import log_likelihood
 from scscore.core.trajectories import NoiseStream, noising_trajectory
@@ -91,13 +92,14 @@ class TrainingResult:
 
 
 def train(
-    model: ConditionalDiffusion,
+    model: ConditionalDiffusion | DirectPosterior,
     z: Tensor,
     y: Tensor,
     log_prior: Tensor,
     config: TrainingConfig,
     *,
     validation: tuple[Tensor, Tensor] | None = None,
+    to_bins: Tensor | None = None,
     n_steps: int = 4,
     n_paths: int = 8,
     seed: int = 0,
@@ -118,13 +120,15 @@ def train(
     model
         Model with a denoiser.
     z, y
-        Whitened points, float32 ``(n, n_features)``, and class indices ``(n,)``.
+        Whitened points, float32 ``(n, n_features)``, and class indices ``(n,)`` or weights of the classes ``(n, n_classes)``.
     log_prior
         Log class prior of the training cells, nats, ``(n_classes,)``.
     config
         Hyper-parameters.
     validation
-        Points and class indices of cells to watch, for early stopping. Without them all ``config.max_steps`` are made.
+        Points and labels of cells to watch, for early stopping. Without them all ``config.max_steps`` are made.
+    to_bins
+        Linear map ``(n_classes, n_bins)`` of log-likelihoods, where the labels and the prior are over bins; ``None``: they are over classes.
     n_steps, n_paths
         Sampling effort for the log-likelihoods of the validation cells.
     seed
@@ -140,7 +144,9 @@ def train(
     """
     if checkpoint_dir is not None and (checkpoint_dir / _FINISHED).exists():
         return _read_finished(checkpoint_dir, model)
-    task = _DenoiserTask(model, z, y, log_prior, config, validation=validation, effort=(n_steps, n_paths), seed=seed)
+    task = _DenoiserTask(
+        model, z, y, log_prior, config, validation=validation, to_bins=to_bins, effort=(n_steps, n_paths), seed=seed
+    )
     callbacks: list[Callback] = [_Checks(config, progress=progress, description=description)]
     if checkpoint_dir is not None:
         callbacks.append(
@@ -181,7 +187,7 @@ def train(
     return task.result
 
 
-def _write_finished(directory: Path, model: ConditionalDiffusion, result: TrainingResult) -> None:
+def _write_finished(directory: Path, model: ConditionalDiffusion | DirectPosterior, result: TrainingResult) -> None:
     tensors = {f"denoiser.{name}": value for name, value in model.denoiser.state_dict().items()}  # type: ignore[union-attr]
     if result.log_likelihood:
         tensors["log_likelihood"] = torch.stack(result.log_likelihood)
@@ -190,7 +196,7 @@ def _write_finished(directory: Path, model: ConditionalDiffusion, result: Traini
     (directory / _FINISHED).write_text(json.dumps(curves))
 
 
-def _read_finished(directory: Path, model: ConditionalDiffusion) -> TrainingResult:
+def _read_finished(directory: Path, model: ConditionalDiffusion | DirectPosterior) -> TrainingResult:
     """The result of a run that a checkpoint directory holds complete."""
     tensors = load_file(directory / "finished.safetensors")
     log_likelihood = list(tensors.pop("log_likelihood", torch.empty(0)))
@@ -226,16 +232,18 @@ class _DenoiserTask(pl.LightningModule):
     y: Tensor
     prior: Tensor
     reference: Tensor
+    to_bins: Tensor | None
 
     def __init__(
         self,
-        model: ConditionalDiffusion,
+        model: ConditionalDiffusion | DirectPosterior,
         z: Tensor,
         y: Tensor,
         log_prior: Tensor,
         config: TrainingConfig,
         *,
         validation: tuple[Tensor, Tensor] | None,
+        to_bins: Tensor | None,
         effort: tuple[int, int],
         seed: int,
     ) -> None:
@@ -249,7 +257,12 @@ class _DenoiserTask(pl.LightningModule):
         self.validation, self.effort = validation, effort
         self.result = TrainingResult()
         self.running: list[Tensor] = []
-        data = {"z": z, "y": y, "prior": log_prior, "reference": model.reference.log_prob(z).to(z.dtype)}
+        reference = (
+            z.new_zeros(len(z), model.n_classes)
+            if isinstance(model, DirectPosterior)
+            else model.reference.log_prob(z).to(z.dtype)
+        )
+        data = {"z": z, "y": y, "prior": log_prior, "reference": reference, "to_bins": to_bins}
         for name, value in data.items():
             self.register_buffer(name, value, persistent=False)
 
@@ -261,10 +274,11 @@ class _DenoiserTask(pl.LightningModule):
         with torch.random.fork_rng(devices=[self.device] if cuda else []):
             (torch.cuda.manual_seed if cuda else torch.default_generator.manual_seed)(seed)  # for dropout
             ratio = self._log_ratio(self.z[rows], generator)
-        y = self.y[rows]
-        generative = -ratio.gather(1, y[:, None]).mean() / self.model.n_features
-        logits = self.reference[rows] + ratio + self.prior
-        loss = generative + self.config.discriminative_weight * cross_entropy(logits, y)
+        y, ratio = self.y[rows], self._at_bins(ratio)
+        loss = cross_entropy(self._at_bins(self.reference[rows]) + ratio + self.prior, y)
+        if isinstance(self.model, ConditionalDiffusion):
+            own = (ratio * y).sum(1) if y.ndim == 2 else ratio.gather(1, y[:, None])
+            loss = -own.mean() / self.model.n_features + self.config.discriminative_weight * loss
         self.running.append(loss.detach())
         return loss
 
@@ -296,7 +310,7 @@ class _DenoiserTask(pl.LightningModule):
         found = self._validation_log_likelihood(z)
         result.log_likelihood.append(found.cpu())
         # a single class has no posterior to judge: its density itself is the criterion
-        loss = cross_entropy(found + self.prior, y) if self.model.n_classes > 1 else -found.mean()
+        loss = cross_entropy(self._at_bins(found) + self.prior, y) if self.model.n_classes > 1 else -found.mean()
         result.validation_loss.append(float(loss))
         best = min(range(len(result.steps)), key=result.validation_loss.__getitem__)
         return len(result.steps) - 1 - best >= self.config.patience
@@ -307,8 +321,13 @@ class _DenoiserTask(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.result = TrainingResult(**checkpoint["result"])
 
+    def _at_bins(self, log_likelihood: Tensor) -> Tensor:
+        return log_likelihood if self.to_bins is None else log_likelihood @ self.to_bins.to(log_likelihood)
+
     def _log_ratio(self, z: Tensor, generator: torch.Generator) -> Tensor:
         """Path log-ratio of model and reference, nats ``(n, n_classes)``: all jumps of all cells in one network pass."""
+        if isinstance(self.model, DirectPosterior):
+            return self.model.log_ratio(z)
         jumps, schedule = self.config.n_jumps, self.model.schedule
         width = (schedule.lam_max - schedule.lam_min) / jumps
         shift = torch.rand(1, generator=generator) - 0.5
@@ -319,7 +338,9 @@ class _DenoiserTask(pl.LightningModule):
 
     @torch.inference_mode()
     def _validation_log_likelihood(self, z: Tensor) -> Tensor:
-        model = ConditionalDiffusion(self.model.schedule, self.model.reference, self.average)
+        model: ConditionalDiffusion | DirectPosterior = DirectPosterior(self.average)
+        if isinstance(self.model, ConditionalDiffusion):
+            model = ConditionalDiffusion(self.model.schedule, self.model.reference, self.average)
         n_steps, n_paths = self.effort
         noise, size = NoiseStream(self.seed), 1024
         parts = [

@@ -133,7 +133,7 @@ def toy_mixture(
         class_counts=np.bincount(y, minlength=n_classes),
         representation=ObsmRepresentation("X_toy", n_features),
         whitening=Whitening(torch.zeros(n_features), torch.eye(n_features)),
-        diffusion=diffusion,
+        engine=diffusion,
         calibration=Calibration(n_steps=16, n_paths=16),
         params={"condition": "class", "prior": "uniform", "version": __version__},
     )

@@ -73,7 +73,7 @@ def choose_target_sum(
     n_features
         Number of components with which the totals are compared.
     """
-    if kind == "log":
+    if kind != "counts":
         return DEFAULT_TARGET
     median = float(np.median(np.asarray(chunk.sum(axis=1)).ravel()))
     candidates = [DEFAULT_TARGET, *(t for t in (median / 3, median / 10) if t > 0)]
@@ -140,7 +140,8 @@ def choose_encoder(
     """Encoders of genes as they are and of genes at unit variance: the one with the lower cross-validated loss.
 
     As they are, markers outweigh noise, which is better on most data and carries over to other studies. Where few, well chosen
-    genes were measured, unit variance can be better; a gain of less than half its standard error is a tie.
+    genes were measured, unit variance can be better; a gain of less than half its standard error is a tie. Features that are no genes
+    have units of their own: they always get unit variance.
 
     Parameters
     ----------
@@ -153,6 +154,10 @@ def choose_encoder(
     """
     n_features = possible_features(n_features, splits)
     how: dict[str, Any] = {"n_features": n_features, "kind": kind, "target_sum": target_sum}
+    if kind == "values":
+        points = represent(chunk, genes, splits, unit_variance=True, **how)
+        encoder, x = fit_encoder(chunk, genes, unit_variance=True, **how)
+        return encoder, x, points, True
     tried, losses = [], []
     for unit_variance in (False, True):
         tried.append(represent(chunk, genes, splits, unit_variance=unit_variance, **how))

@@ -69,9 +69,9 @@ def _grouped(y: NDArray[np.integer], groups: NDArray[np.str_], n_classes: int, n
 def _nested(y: NDArray[np.integer], groups: NDArray[np.str_], seed: int) -> list[Split] | None:
     """Splits where every group lies within one class and some class has several; None where that is not so."""
     names, codes = np.unique(groups, return_inverse=True)
-    classes_of = [set(y[codes == code].tolist()) for code in range(len(names))]
-    n_groups = np.bincount([label for labels in classes_of for label in labels], minlength=int(y.max()) + 1)
-    if any(len(labels) > 1 for labels in classes_of) or n_groups.max() < 2 or len(n_groups) < 2:
+    pairs = np.unique(np.stack([codes, y]), axis=1)  # of a group and a class of its cells
+    n_groups = np.bincount(pairs[1], minlength=int(y.max()) + 1)
+    if pairs.shape[1] > len(names) or n_groups.max() < 2 or len(n_groups) < 2:
         return None
     rng, fold_of = np.random.default_rng(seed), np.empty(len(y), dtype=np.int64)
     for label, n in enumerate(n_groups):

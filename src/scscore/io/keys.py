@@ -69,6 +69,41 @@ class Keys:
         return f"{self.key_added}_posterior"
 
     @property
+    def mean(self) -> str:
+        """``obs``: mean of a continuous target."""
+        return f"{self.key_added}_mean"
+
+    @property
+    def sd(self) -> str:
+        """``obs``: standard deviation of a continuous target."""
+        return f"{self.key_added}_sd"
+
+    @property
+    def lower(self) -> str:
+        """``obs``: lower end of the interval of a continuous target."""
+        return f"{self.key_added}_lower"
+
+    @property
+    def upper(self) -> str:
+        """``obs``: upper end of the interval of a continuous target."""
+        return f"{self.key_added}_upper"
+
+    @property
+    def aleatoric_entropy(self) -> str:
+        """``obs``: differential entropy of a continuous target, nats."""
+        return f"{self.key_added}_aleatoric_entropy"
+
+    @property
+    def mutual_information(self) -> str:
+        """``obs``: how far the networks of a model disagree, nats."""
+        return f"{self.key_added}_mutual_information"
+
+    @property
+    def density(self) -> str:
+        """``obsm``: density of a continuous target at its bins."""
+        return f"{self.key_added}_density"
+
+    @property
     def attribution(self) -> str:
         """``varm``: mean nats per gene for every class; ``layers``: of every cell; ``uns``: parameters."""
         return f"{self.key_added}_attribution"

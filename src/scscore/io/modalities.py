@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from anndata import AnnData
 
 DEFAULT = "rna"
@@ -38,3 +40,20 @@ def of_modality(data: Any, modality: str | None) -> Any:
     if modality not in names:
         raise KeyError(f"modality={modality!r} is not in the MuData; available: {names}.")
     return mod[modality]
+
+
+def bring_target(data: Any, adata: AnnData, condition: str | None) -> None:
+    """Copy a feature of another modality, named ``"prot:CD4"``, to ``obs`` of the modality that is worked on, where it is a target.
+
+    Cells that the other modality does not have get no value. Anything else than the name of such a feature is left alone.
+    """
+    mod = getattr(data, "mod", None)
+    if not isinstance(mod, Mapping) or not isinstance(condition, str) or condition in adata.obs:
+        return
+    name, _, feature = condition.partition(":")
+    if name not in mod or feature not in mod[name].var_names:
+        return
+    values = mod[name].obs_vector(feature)
+    adata.obs[condition] = (
+        pd.Series(np.asarray(values), index=mod[name].obs_names).reindex(adata.obs_names).astype(np.float64)
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,10 +15,12 @@ from scscore.core.calibration import Calibration
 from scscore.core.covariates import CovariateShift
 from scscore.core.denoiser import Ensemble, ResidualDenoiser
 from scscore.core.diffusion import ConditionalDiffusion
-from scscore.core.held_out import HeldOut
+from scscore.core.direct import DirectNetwork, DirectPosterior
+from scscore.core.held_out import HeldOut, HeldOutValues
 from scscore.core.reference import GaussianReference
 from scscore.core.reference_fit import Whitening
 from scscore.core.schedule import NoiseSchedule
+from scscore.core.target import TargetGrid
 from scscore.io.model_files import Tensors
 from scscore.io.representation import ObsmRepresentation, PCAEncoder, Representation
 
@@ -28,8 +32,8 @@ def model_tensors(model: ScoreModel) -> Tensors:
     """All arrays of a model, by name."""
     parts = {
         "whitening": model.whitening,
-        "reference": model.diffusion.reference,
-        "denoiser": model.diffusion.denoiser,
+        "reference": getattr(model.engine, "reference", None),
+        "denoiser": model.engine.denoiser,
     }
     tensors = {
         f"{prefix}.{name}": value.detach().cpu().numpy()
@@ -41,8 +45,9 @@ def model_tensors(model: ScoreModel) -> Tensors:
         for name in ("mean", "share", "components", "weights"):
             if (value := getattr(model.representation, name)) is not None:
                 tensors[f"encoder.{name}"] = value
-    if model.held_out is not None:
-        tensors |= {f"held_out.{k}": v for k, v in vars(model.held_out).items() if v is not None}
+    for prefix in ("held_out", "held_out_values"):
+        if (cells := getattr(model, prefix)) is not None:
+            tensors |= {f"{prefix}.{k}": v for k, v in vars(cells).items() if v is not None}
     if model.covariates is not None:
         tensors |= {f"covariates.{k}": getattr(model.covariates, k) for k in ("shifts", "frequencies")}
     return {**tensors, "class_counts": model.class_counts}
@@ -60,15 +65,16 @@ def model_metadata(model: ScoreModel) -> dict[str, Any]:
         }
     else:
         stored = {"type": "obsm", "key": encoder.key, "n_features": encoder.n_features}  # type: ignore[attr-defined]
-    denoiser = model.diffusion.denoiser
+    denoiser = model.engine.denoiser
     return {
         "scscore_version": model.params["version"],
         "classes": model.classes.tolist(),
         "representation": stored,
-        "schedule": vars(model.diffusion.schedule),
+        "schedule": None if isinstance(model.engine, DirectPosterior) else vars(model.engine.schedule),
         "denoiser": None if denoiser is None else denoiser.shape,
         "calibration": vars(model.calibration),
         "covariates": None if model.covariates is None else _names(model.covariates),
+        "target": None if model.target is None else asdict(model.target),
         "params": model.params,
     }
 
@@ -97,34 +103,55 @@ def model_parts(tensors: Tensors, metadata: dict[str, Any]) -> dict[str, Any]:
         )
     else:
         representation = ObsmRepresentation(encoder["key"], encoder["n_features"])
-    reference = GaussianReference(**part("reference."))
-    denoiser: torch.nn.Module | None = None
-    if metadata["denoiser"] == {"exact": True}:
-        denoiser = ExactResidual(GaussianReference(**part("denoiser.truth.")), reference)
-    elif metadata["denoiser"] is not None:
-        denoiser = _denoiser(reference, part("denoiser."), metadata["denoiser"])
+    stored_target = metadata.get("target")
+    target = None if stored_target is None else TargetGrid(**stored_target)
     return {
         "classes": np.array(metadata["classes"]),
         "class_counts": tensors["class_counts"],
         "representation": representation,
         "whitening": Whitening(**part("whitening.")),
-        "diffusion": ConditionalDiffusion(NoiseSchedule(**metadata["schedule"]), reference, denoiser),
+        "engine": _engine(metadata, part, target),
         "calibration": Calibration(**metadata["calibration"]),
         "params": metadata["params"],
         "held_out": HeldOut(**part_arrays("held_out.")) if "held_out.y" in tensors else None,
+        "held_out_values": HeldOutValues(**part_arrays("held_out_values.")) if "held_out_values.y" in tensors else None,
         "covariates": _covariates(metadata.get("covariates"), part_arrays("covariates.")),
+        "target": target,
     }
 
 
-def _denoiser(reference: GaussianReference, weights: dict[str, torch.Tensor], shape: dict[str, Any]) -> torch.nn.Module:
-    """A trained denoiser, or an ensemble of them, from its tensors."""
+def _engine(
+    metadata: dict[str, Any], part: Callable[[str], dict[str, torch.Tensor]], target: TargetGrid | None
+) -> ConditionalDiffusion | DirectPosterior:
+    """The engine of a model file."""
+    shape, weights = metadata["denoiser"], part("denoiser.")
+    if metadata["schedule"] is None:
+        return DirectPosterior(
+            _network(shape, weights, lambda part, one: DirectNetwork(part["scale"], len(part["output.bias"]), **one))
+        )
+    reference = GaussianReference(**part("reference."))
+    denoiser: torch.nn.Module | None = None
+    if shape == {"exact": True}:
+        denoiser = ExactResidual(GaussianReference(**part("denoiser.truth.")), reference)
+    elif shape is not None:
+        means = reference.class_means
+        denoiser = _network(shape, weights, lambda part, one: ResidualDenoiser(means, part["scale"], **one))
+    return ConditionalDiffusion(NoiseSchedule(**metadata["schedule"]), reference, denoiser)
+
+
+def _network(
+    shape: dict[str, Any],
+    weights: dict[str, torch.Tensor],
+    make: Callable[[dict[str, torch.Tensor], dict[str, Any]], torch.nn.Module],
+) -> torch.nn.Module:
+    """A trained network, or an ensemble of them, from its tensors."""
     n_members = shape.get("n_members", 1)
-    one = {name: value for name, value in shape.items() if name != "n_members"}
-    scale = weights["scale" if n_members == 1 else "members.0.scale"]
-    members = [ResidualDenoiser(reference.class_means, scale, **one) for _ in range(n_members)]
-    denoiser = members[0] if n_members == 1 else Ensemble(members)
-    denoiser.load_state_dict(weights)
-    return denoiser
+    one = {name: value for name, value in shape.items() if name not in ("n_members", "direct")}
+    first = weights if n_members == 1 else {k.removeprefix("members.0."): v for k, v in weights.items()}
+    members = [make(first, one) for _ in range(n_members)]
+    network = members[0] if n_members == 1 else Ensemble(members)
+    network.load_state_dict(weights)
+    return network
 
 
 def _names(covariates: CovariateShift) -> dict[str, list[str]]:

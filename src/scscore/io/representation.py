@@ -14,10 +14,13 @@ from sklearn.decomposition import PCA
 from scscore.io.genes import align_genes, check_unique
 from scscore.io.readers import Chunk, MatrixReader, values
 
-InputKind = Literal["counts", "log"]
+InputKind = Literal["counts", "log", "values"]
 Matrix = NDArray[np.float64]
 
 _SAMPLE = 1000
+_NO_VARIANCE = (
+    1e-6  # of the first component: features that follow from others, such as the last of an indicator for every letter
+)
 
 
 class Representation(Protocol):
@@ -60,7 +63,7 @@ class PCAEncoder:
     weights
         Factor on the centred log expression of every gene before the components were taken, ``(n_genes,)``, which the loadings hold; ``None`` is 1.
     kind
-        What the model was fitted on: raw counts, or log-normalised values that are used as they are.
+        What the model was fitted on: raw counts, log-normalised values that are used as they are, or other features.
     """
 
     def __init__(
@@ -98,7 +101,7 @@ class PCAEncoder:
         log_expression = log_normalise(chunk, kind, target_sum)
         weights = np.ones(log_expression.shape[1])
         if unit_variance:
-            weights = 1 / _standard_deviation(log_expression)
+            weights = 1 / _standard_deviation(log_expression).astype(np.float64)
             log_expression = sp.csr_matrix(log_expression) @ sp.diags(weights)
         n_features = min(n_features, log_expression.shape[0] - 1, log_expression.shape[1])
         if (
@@ -106,10 +109,11 @@ class PCAEncoder:
         ):  # few features, e.g. antibodies: keep all, small enough to be dense
             dense = log_expression.toarray() if sp.issparse(log_expression) else log_expression
             pca = PCA(n_features, svd_solver="full").fit(dense)
+            n_features = max(1, int((pca.explained_variance_ > _NO_VARIANCE * pca.explained_variance_[0]).sum()))
         else:
             pca = PCA(n_features, svd_solver="arpack", random_state=0).fit(log_expression)
         share = totals / max(totals.sum(), 1.0)
-        components = np.ascontiguousarray(weights[:, None] * pca.components_.T, dtype=np.float64)
+        components = np.ascontiguousarray(weights[:, None] * pca.components_[:n_features].T, dtype=np.float64)
         mean = (pca.mean_ / weights).astype(np.float64)
         factors = weights.astype(np.float64) if unit_variance else None
         return cls(genes, mean, share, components, target_sum=target_sum, kind=kind, weights=factors)
@@ -285,7 +289,7 @@ def _kind_of(sample: NDArray[np.floating]) -> InputKind:
 def check_kind(reader: MatrixReader, kind: InputKind, *, declared: str, where: str) -> None:
     """Raise ValueError when values are not of the kind that is declared."""
     sample = values(reader.rows(0, min(reader.shape[0], _SAMPLE)))
-    if not np.isfinite(sample).all() or not sample.any() or _kind_of(sample) == kind:
+    if kind == "values" or not np.isfinite(sample).all() or not sample.any() or _kind_of(sample) == kind:
         return  # NaN and infinite values are the business of check_values; all zero may be either kind
     if kind == "counts":
         raise ValueError(
@@ -318,7 +322,7 @@ def check_values(chunk: Chunk, kind: InputKind) -> None:
     if kind == "log" and data.size and data.min() < 0:
         raise ValueError(
             f"Log-normalised values must not be negative, found a minimum of {data.min():g}: the data look scaled per "
-            "gene. Pass unscaled values, or a representation with use_rep=."
+            "gene. Pass unscaled values, a representation with use_rep=, or input='values' where these are no genes."
         )
 
 
@@ -342,7 +346,7 @@ def log_normalise(chunk: Chunk, kind: InputKind, target: float, known: NDArray[n
 
     Cells without any count stay zero. `known` marks the genes that make up the total (``None``: all).
     """
-    if kind == "log":
+    if kind != "counts":
         return chunk.astype(np.float32)
     subset = chunk if known is None else chunk[:, known]
     totals = np.asarray(subset.sum(axis=1), dtype=np.float64).ravel()

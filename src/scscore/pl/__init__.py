@@ -16,9 +16,11 @@ from scscore.pl._detectability import detectability
 from scscore.pl._dissipation import dissipation
 from scscore.pl._energy import energy
 from scscore.pl._funnel import funnel
+from scscore.pl._mutation_map import mutation_map
 from scscore.pl._novelty import novelty
 from scscore.pl._perturbation_response import perturbation_response
 from scscore.pl._posterior import posterior
+from scscore.pl._regression import regression
 from scscore.pl._reliability import reliability
 from scscore.pl._training import training
 
@@ -34,9 +36,11 @@ __all__ = [
     "dissipation",
     "energy",
     "funnel",
+    "mutation_map",
     "novelty",
     "perturbation_response",
     "posterior",
+    "regression",
     "reliability",
     "training",
 ]

@@ -91,7 +91,7 @@ def attribution_heatmap(
     values = np.asarray(found.X if kind == "total" else found.layers[kind])
     tree = _linkage(values) if dendrogram and len(values) > 1 else None
     if tree is not None:
-        order = _leaves(tree)
+        order = _base.leaves(tree)
         found, values = found[order], values[order]
     n_classes = len(values)
     if genes is None:
@@ -121,7 +121,9 @@ def attribution_heatmap(
     beside = ax
     if tree is not None:
         beside = ax.inset_axes((1.0 + 0.04 * across, 0.0, _TREE * across, 1.0))
-        _draw_tree(beside, tree, ax.get_ylim())
+        _base.draw_tree(beside, tree)
+        beside.set_ylim(ax.get_ylim())
+        beside.set_axis_off()
     _base.add_colorbar(beside, image, f"{'evidence' if kind == 'total' else kind} (nats)")
     ax.set_title(f"mean evidence against {against(found)}", fontsize=9, pad=72 * (_BAR + 0.05) + 4)
     return _base.finish(ax, given, show=show, return_fig=return_fig)
@@ -195,22 +197,6 @@ def _linkage(values: NDArray[np.floating]) -> NDArray[np.float64]:
     profiles = values.astype(np.float64)
     profiles /= np.maximum(np.linalg.norm(profiles, axis=1, keepdims=True), 1e-30)
     return linkage(profiles, method="average", optimal_ordering=True)
-
-
-def _leaves(tree: NDArray[np.float64]) -> list[int]:
-    from scipy.cluster.hierarchy import leaves_list
-
-    return leaves_list(tree).tolist()
-
-
-def _draw_tree(ax: Axes, tree: NDArray[np.float64], limits: tuple[float, float]) -> None:
-    from scipy.cluster.hierarchy import dendrogram
-
-    drawn = dendrogram(tree, no_plot=True)
-    for across, along in zip(drawn["dcoord"], drawn["icoord"], strict=True):
-        ax.plot(across, (np.array(along) - 5) / 10, color="0.35", linewidth=0.8)  # scipy puts leaves at 5, 15, 25 ...
-    ax.set(ylim=limits, xlim=(0, 1.05 * tree[:, 2].max() or 1.0))
-    ax.set_axis_off()
 
 
 def _mark_groups(ax: Axes, groups: list[list[int]], colors: list[str], up: float) -> None:

@@ -106,6 +106,23 @@ def write_values(ax: Axes, image: AxesImage, matrix: NDArray[np.floating], form:
             ax.text(j, i, text, ha="center", va="center", fontsize=font, color="k" if luminance > 0.5 else "w")
 
 
+def leaves(tree: NDArray[np.floating]) -> list[int]:
+    """Rows in the order in which a tree (a scipy linkage) draws them."""
+    from scipy.cluster.hierarchy import leaves_list
+
+    return leaves_list(tree).tolist()
+
+
+def draw_tree(ax: Axes, tree: NDArray[np.floating]) -> None:
+    """A tree (a scipy linkage) that grows to the right, its leaves at 0, 1, 2 ... of the vertical axis."""
+    from scipy.cluster.hierarchy import dendrogram
+
+    drawn = dendrogram(tree, no_plot=True)
+    for across, along in zip(drawn["dcoord"], drawn["icoord"], strict=True):
+        ax.plot(across, (np.array(along) - 5) / 10, color="0.35", linewidth=0.8)  # scipy puts leaves at 5, 15, 25 ...
+    ax.set_xlim(0, 1.05 * float(tree[:, 2].max()) or 1.0)
+
+
 def check_positive(name: str, value: object) -> None:
     """Raise ValueError unless this is a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:

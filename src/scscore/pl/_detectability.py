@@ -100,7 +100,7 @@ def detectability(
         names = [*(str(name) for name in adata.uns[keys.perturbation]["names"]), control]
         table.loc[control, "n_cells"] = n_control  # the other columns are NaN, so that nothing is drawn
         joined = _best_first(linkage, table["auroc"].reindex(names).to_numpy())
-        table = table.loc[[names[leaf] for leaf in _leaves(joined)]]
+        table = table.loc[[names[leaf] for leaf in _base.leaves(joined)]]
 
     side = float(np.clip(3.6 / len(table), 0.16, 0.3))
     given, ax = ax, _base.axes_of_size(ax, (_WIDTH, max(side * len(table), 0.6)))
@@ -230,19 +230,8 @@ def _best_first(linkage: NDArray[np.float64], area: NDArray[np.float64]) -> NDAr
     return turned
 
 
-def _leaves(linkage: NDArray[np.float64]) -> list[int]:
-    from scipy.cluster.hierarchy import leaves_list
-
-    return leaves_list(linkage).tolist()
-
-
 def _draw_tree(ax: Axes, linkage: NDArray[np.float64]) -> None:
-    from scipy.cluster.hierarchy import dendrogram
-
-    drawn = dendrogram(linkage, no_plot=True)
-    for across, along in zip(drawn["dcoord"], drawn["icoord"], strict=True):
-        ax.plot(across, (np.array(along) - 5) / 10, color="0.35", linewidth=0.8)  # scipy puts leaves at 5, 15, 25 ...
-    ax.set_xlim(0, 1.05 * float(linkage[:, 2].max()) or 1.0)
+    _base.draw_tree(ax, linkage)
     ax.set_xlabel("told apart\n(2 AUROC − 1)", fontsize=9)
     ax.locator_params(axis="x", nbins=3)
     ax.tick_params(axis="x", labelsize=9)

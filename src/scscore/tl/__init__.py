@@ -12,6 +12,7 @@ from scscore.tl._energy_landscape import energy_landscape
 from scscore.tl._fit import fit
 from scscore.tl._funnel import funnel
 from scscore.tl._predict_perturbation import predict_perturbation
+from scscore.tl._regress import regress
 from scscore.tl._sample import sample
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "fit",
     "funnel",
     "predict_perturbation",
+    "regress",
     "sample",
 ]

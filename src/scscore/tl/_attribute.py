@@ -16,20 +16,21 @@ from tqdm.auto import tqdm
 
 from scscore._logging import logger
 from scscore._version import __version__
+from scscore.core.attribution import Contrast
 from scscore.core.trajectories import NoiseStream
 from scscore.io.gene_sets import GeneSets
 from scscore.io.keys import Keys
 from scscore.io.modalities import of_modality
 from scscore.io.params import json_params, jsonable
 from scscore.model import ScoreModel
-from scscore.tl._gene_evidence import EvidenceSplit, Method, contrast_of, genes_of
+from scscore.tl._contrasts import ClassContrasts, ValueContrasts
+from scscore.tl._gene_evidence import EvidenceSplit, Method, genes_of
 from scscore.tl._validate import (
     check_adata,
     check_model,
     check_name,
     check_paths,
     check_positive,
-    obs_column,
     seed_of,
     usable_device,
 )
@@ -38,15 +39,12 @@ if TYPE_CHECKING:
     from mudata import MuData
 
 
-REFERENCES = ("rest", "runner-up", "marginal")
-
-
 def attribute(
     adata: AnnData | MuData,
     model: ScoreModel,
     *,
-    target: str | None = None,
-    reference: str = "rest",
+    target: str | float | None = None,
+    reference: str | float | None = None,
     method: Method = "integrated_gradients",
     per_cell: bool | int = False,
     by_level: bool = False,
@@ -84,10 +82,13 @@ def attribute(
     target
         ``None``: every cell's own most probable class (by its posterior; the evidence for it is a ratio of likelihoods, without the prior, and may be
         negative). The name of a class: that class, for all cells. The name of a column of
-        ``obs`` with class names: the class that stands there.
+        ``obs`` with class names: the class that stands there. In a model of a continuous target, a value, or a column of ``obs`` with values;
+        ``None`` is one standard deviation above the mean of the training values.
     reference
-        What the target is compared with: ``"rest"``, the other classes, weighted by the prior of the model; ``"runner-up"``, the
-        most probable other class of every cell; ``"marginal"``, all classes with the target; or the name of a class.
+        What the target is compared with: ``"rest"`` (``None`` is the same), the other classes, weighted by the prior of the model;
+        ``"runner-up"``, the most probable other class of every cell; ``"marginal"``, all classes with the target; or the name of a class. In a model
+        of a continuous target, another value, or ``"marginal"``, all values; ``None`` is one standard deviation below the mean where `target` is
+        ``None``, too, else all values. Positive evidence then speaks for the higher value.
     method
         ``"integrated_gradients"``: as above. ``"dissipation"``: only the closed-form reference is integrated; what the network adds to the evidence is
         split along the noising trajectories of the likelihood, jump by jump, as products of force and displacement. Its products of two
@@ -175,32 +176,21 @@ def attribute(
     """
     adata = of_modality(adata, modality)
     check_adata(adata)
-    check_model(model)
+    check_model(model, continuous=None)
     keys, seed = Keys(key_added), seed_of(rng)
-    for name, value in (("target", target), ("layer", layer), ("reference", reference)):
-        check_name(value, name, optional=name != "reference")
+    check_name(layer, "layer")
     check_positive("n_steps", n_steps)
     check_paths(n_paths)
     check_positive("n_segments", n_segments, optional=False)
     check_positive("batch_size", batch_size, optional=False)
     if not isinstance(per_cell, bool):
         check_positive("per_cell", per_cell, optional=False)
-    classes = model.classes.tolist()
-    if len(classes) < 2:
-        raise ValueError(
-            "model holds one density and no classes (fitted with condition=None): there is nothing to compare."
-        )
-    if reference not in (*REFERENCES, *classes):
-        raise ValueError(
-            f"reference must be one of {list(REFERENCES)} or a class of the model ({classes}), got {reference!r}."
-        )
-    if target is not None and target == reference:
-        raise ValueError(f"target and reference are the same class {target!r}.")
+    compared = (ClassContrasts if model.target is None else ValueContrasts).of(adata, model, target, reference)
+    classes = compared.names
     if method not in get_args(Method):
         raise ValueError(f"method must be one of {list(get_args(Method))}, got {method!r}.")
     if by_level and (method != "integrated_gradients" or callable(encoder)):
         raise ValueError("by_level=True needs method='integrated_gradients' and an encoder that is linear.")
-    fixed = _fixed_targets(adata, target, classes)
     sets = None if gene_sets is None else GeneSets.of(gene_sets, adata)
     torch_device, n_steps = usable_device(device), n_steps or model.calibration.n_steps
     genes = genes_of(adata, model, encoder, decoder, layer=layer)
@@ -209,30 +199,28 @@ def attribute(
     )
 
     sums = _Sums(np.zeros((3, len(classes), adata.n_vars)), np.zeros(len(classes), dtype=np.int64))
-    others = np.empty(adata.n_obs, dtype=np.int64) if reference == "runner-up" else None
+    others = np.empty(adata.n_obs, dtype=np.int64) if compared.reference == "runner-up" else None
     evidence, at_baseline, targets = np.empty(adata.n_obs), np.empty(adata.n_obs), np.empty(adata.n_obs, dtype=np.int64)
     worst, kept, in_sets = 0.0, [], []
     n_levels = n_steps + 2 if by_level else 0
     of_levels = np.zeros((n_levels, len(classes), adata.n_vars))
-    noise, codes, log_prior = NoiseStream(seed), model.covariate_codes(adata), model.log_prior()
+    noise, codes = NoiseStream(seed), model.covariate_codes(adata)
     with tqdm(total=adata.n_obs, desc="attribute", unit="cell", disable=not progress) as bar:
         for chunk in genes.chunks(batch_size):
             rows = slice(chunk.start, chunk.start + len(chunk.points))
             points = model.without_covariates(chunk.points, codes[rows])
             z = model.whitening(torch.from_numpy(points)).to(torch_device)
-            own = None if fixed is None else fixed[rows]
-            contrast = contrast_of(model, z, reference, own, log_prior, n_steps, noise, rows)
+            contrast = compared.of_cells(model, z, n_steps, noise, rows)
             found = split(chunk, z, points, contrast, noise)
             y = contrast.target.cpu().numpy()
-            if others is not None:
+            if others is not None and isinstance(contrast, Contrast):
                 others[rows] = contrast.log_weights.argmax(1).cpu().numpy()
             sums.add(y, found.parts, np.where(found.above > 0, found.parts, 0))
             evidence[rows], at_baseline[rows], targets[rows] = found.evidence, found.evidence - found.change, y
             worst = max(worst, found.completeness)
-            for level in range(n_levels):
-                of_levels[level] += (
-                    np.eye(len(classes))[:, y] @ split(chunk, z, points, contrast, noise, level=level).parts
-                )
+            for level in range(n_levels):  # the last one is the clean cell
+                at_level = found if level == n_levels - 1 else split(chunk, z, points, contrast, noise, level=level)
+                of_levels[level] += np.eye(len(classes))[:, y] @ at_level.parts
             if sets is not None:
                 in_sets.append((found.parts @ sets.members).astype(np.float32))
             if per_cell:
@@ -245,10 +233,10 @@ def attribute(
     target_adata.varm[keys.attribution] = mean
     target_adata.varm[keys.attribution_se] = error
     target_adata.varm[keys.attribution_presence] = presence
-    named = pd.Categorical.from_codes(targets, categories=model.classes.astype(object))
+    named = pd.Categorical.from_codes(targets, categories=np.array(classes, dtype=object))
     target_adata.obs[keys.target] = pd.Series(named, index=target_adata.obs_names)
     if others is not None:
-        named = pd.Categorical.from_codes(others, categories=model.classes.astype(object))
+        named = pd.Categorical.from_codes(others, categories=np.array(classes, dtype=object))
         target_adata.obs[keys.runner_up] = pd.Series(named, index=target_adata.obs_names)
     elif keys.runner_up in target_adata.obs:
         del target_adata.obs[keys.runner_up]
@@ -272,8 +260,8 @@ def attribute(
         del target_adata.obsm[keys.attribution_sets]
     params = {
         "condition": model.params["condition"],
-        "target": target,
-        "reference": reference,
+        "target": compared.target,
+        "reference": compared.reference,
         "method": method,
         "layer": layer,
         "n_steps": n_steps,
@@ -285,7 +273,7 @@ def attribute(
     with np.errstate(invalid="ignore"):
         baseline = np.bincount(targets, weights=at_baseline, minlength=len(classes)) / sums.n_cells
     target_adata.uns[keys.attribution] = {
-        "classes": model.classes.astype(object),
+        "classes": np.array(classes, dtype=object),
         "n_cells": sums.n_cells,
         "baseline": baseline,
         "completeness": worst,
@@ -329,26 +317,6 @@ class _Sums:
             mean, square, presence = self.values / n
             error = np.where(n > 1, np.sqrt(np.maximum(square - mean**2, 0) / (n - 1)), np.nan)
         return tuple(np.ascontiguousarray(value.T.astype(np.float32)) for value in (mean, error, presence))
-
-
-def _fixed_targets(adata: AnnData, target: str | None, classes: list[str]) -> NDArray[np.int64] | None:
-    """Target of every cell, or None where it is the most probable class."""
-    if target is None:
-        return None
-    if target in classes:
-        return np.full(adata.n_obs, classes.index(target))
-    if target not in adata.obs:
-        raise KeyError(
-            f"target={target!r} is neither a class of the model ({classes}) nor a column of adata.obs ({adata.obs.columns.tolist()})."
-        )
-    labels = obs_column(adata, target, "target").astype(str)
-    strange = sorted(set(labels) - set(classes))
-    if strange:
-        raise ValueError(
-            f"target={target!r} holds {len(strange)} values that are no classes of the model: {strange[:5]}; classes: {classes}. "
-            "Leave these cells out."
-        )
-    return pd.Index(classes).get_indexer(labels)
 
 
 def _largest(parts: NDArray[np.float64], n: int) -> sp.csr_matrix:

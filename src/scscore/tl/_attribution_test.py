@@ -18,7 +18,8 @@ from scscore.io.gene_space import GeneChunk, Genes, Map
 from scscore.io.keys import Keys
 from scscore.io.params import json_params, jsonable
 from scscore.model import ScoreModel
-from scscore.tl._gene_evidence import EvidenceSplit, contrast_of, genes_of
+from scscore.tl._contrasts import contrast_of
+from scscore.tl._gene_evidence import EvidenceSplit, genes_of
 from scscore.tl._validate import (
     check_adata,
     check_model,

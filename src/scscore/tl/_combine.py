@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from scscore._logging import logger
-from scscore.core.combination import Pair, is_combinable, with_combinations
+from scscore.core.combination import Pair, with_combinations
 from scscore.io.params import jsonable
 from scscore.model import ScoreModel
 from scscore.tl._validate import check_model, check_name
@@ -74,15 +74,17 @@ def combine(model: ScoreModel, combinations: Sequence[str], *, control: str, sep
         pairs.append(Pair(classes.index(parts[0]), classes.index(parts[1])))
     if len(set(combinations)) < len(combinations):
         raise ValueError(f"combinations must be unique, got {list(combinations)}.")
-    if not is_combinable(model.diffusion.denoiser):
-        raise ValueError("model is exact: its classes have no embeddings that could be added.")
+    try:
+        diffusion = with_combinations(model.diffusion, pairs, classes.index(control))
+    except TypeError as error:
+        raise ValueError("model is exact: its classes have no embeddings that could be added.") from error
     prior = np.exp(model.log_prior())
     weights = np.concatenate([prior, [0.5 * (prior[a] + prior[b]) for a, b in pairs]])
     offsets = model.calibration.offsets
     found = copy.copy(model)
     found.classes = np.array([*classes, *combinations])
     found.class_counts = np.concatenate([model.class_counts, np.zeros(len(pairs), dtype=model.class_counts.dtype)])
-    found.diffusion = with_combinations(model.diffusion, pairs, classes.index(control))
+    found.diffusion = diffusion
     found.calibration = replace(model.calibration, offsets=(*offsets, *[0.0] * len(pairs)) if offsets else ())
     found.held_out = None
     found.params = {**model.params, "prior": jsonable(weights / weights.sum()), "combinations": list(combinations)}

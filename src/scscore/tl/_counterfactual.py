@@ -13,9 +13,7 @@ from tqdm.auto import tqdm
 
 from scscore._logging import logger
 from scscore._version import __version__
-from scscore.core.calibration import log_posterior
 from scscore.core.diffusion import ConditionalDiffusion
-from scscore.core.likelihood import log_likelihood
 from scscore.core.sampling import flow_map
 from scscore.core.trajectories import NoiseStream
 from scscore.io.gene_space import LinearGenes
@@ -28,7 +26,7 @@ from scscore.tl._validate import (
     check_model,
     check_name,
     check_positive,
-    obs_column,
+    class_codes,
     seed_of,
     usable_device,
 )
@@ -143,14 +141,15 @@ def counterfactual(
     check_name(layer, "layer")
     check_positive("n_steps", n_steps)
     check_positive("batch_size", batch_size, optional=False)
-    if len(model.classes) < 2:
+    classes = model.classes.tolist()
+    if len(classes) < 2:
         raise ValueError(
             "model holds one density and no classes (fitted with condition=None): there is no other condition to go to."
         )
-    y_to = _labels(adata, model, to, "to")
+    y_to = class_codes(adata, to, "to", classes)
     if source is None and model.params["condition"] in adata.obs:
         source = model.params["condition"]
-    y_source = None if source is None else _labels(adata, model, source, "source")
+    y_source = None if source is None else class_codes(adata, source, "source", classes)
     n_steps, torch_device = n_steps or _N_STEPS, usable_device(device)
 
     encoder = model.representation
@@ -164,7 +163,7 @@ def counterfactual(
         for rows, expression, points in _cells(model, genes, adata, layer, batch_size):
             z = model.whitening(torch.from_numpy(model.without_covariates(points, codes[rows]))).to(torch_device)
             with torch.inference_mode():
-                y = _most_probable(model, z, noise, rows.start) if y_source is None else y_source[rows]
+                y = model.log_posterior(z, noise, start=rows.start).argmax(1) if y_source is None else y_source[rows]
                 found = _carried(diffusion, z, y, y_to[rows], levels)
             change = (model.whitening.inverse(found.cpu()) - model.whitening.inverse(z.cpu())).numpy()
             points[:, : change.shape[1]] += change
@@ -212,27 +211,6 @@ def counterfactual(
     return cells
 
 
-def _labels(adata: AnnData, model: ScoreModel, name: str, argument: str) -> NDArray[np.int64]:
-    """Class of every cell, ``(n_obs,)``: one class for all, or those in a column."""
-    classes = model.classes.tolist()
-    if name in classes:
-        return np.full(adata.n_obs, classes.index(name))
-    if name not in adata.obs:
-        raise KeyError(
-            f"{argument}={name!r} is neither a class of the model ({classes}) nor a column of adata.obs "
-            f"({adata.obs.columns.tolist()})."
-        )
-    labels = obs_column(adata, name, argument).astype(str)
-    codes = pd.Index(classes).get_indexer(labels)
-    if (codes < 0).any():
-        strange = sorted(set(labels) - set(classes))
-        raise ValueError(
-            f"{argument}: {int((codes < 0).sum())} of {adata.n_obs} cells have no class of the model in adata.obs[{name!r}], but "
-            f"{strange[:5]}; classes: {classes}. Leave these cells out, or pass the name of a class or another column as {argument}=."
-        )
-    return codes
-
-
 def _cells(
     model: ScoreModel, genes: LinearGenes | None, adata: AnnData, layer: str | None, size: int
 ) -> Iterator[tuple[slice, NDArray[np.float32], NDArray[np.float64]]]:
@@ -243,17 +221,6 @@ def _cells(
     else:
         for start, expression, points in genes.chunks(size):
             yield slice(start, start + len(points)), expression, points
-
-
-def _most_probable(model: ScoreModel, z: torch.Tensor, noise: NoiseStream, start: int) -> NDArray[np.int64]:
-    """Most probable class of every point."""
-    calibration = model.calibration
-    found = log_likelihood(
-        model.diffusion, z, noise=noise, n_steps=calibration.n_steps, n_paths=calibration.n_paths, start=start
-    )
-    return log_posterior(
-        found.mean.cpu().numpy(), calibration.log_weights(model.log_prior()), calibration.temperature
-    ).argmax(1)
 
 
 def _carried(

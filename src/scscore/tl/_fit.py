@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from anndata import AnnData
@@ -20,6 +20,7 @@ from scscore.core.covariates import CovariateShift, fit_shifts, level_names, rem
 from scscore.core.prior import Prior, resolve_prior
 from scscore.core.reference_fit import Fold, ReferenceShape, candidate_shapes
 from scscore.core.schedule import NoiseSchedule
+from scscore.core.target import TargetGrid
 from scscore.io.encoder_choice import (
     CHOICE_FEATURES,
     DEFAULT_TARGET,
@@ -33,7 +34,7 @@ from scscore.io.encoder_choice import (
 )
 from scscore.io.folds import make_folds
 from scscore.io.keys import Keys
-from scscore.io.modalities import of_modality
+from scscore.io.modalities import bring_target, of_modality
 from scscore.io.params import json_params, jsonable
 from scscore.io.representation import ObsmRepresentation, Representation, log_depth, obsm_array, training_matrix
 from scscore.model import ScoreModel
@@ -44,7 +45,9 @@ from scscore.tl._validate import (
     condition_labels,
     covariate_columns,
     group_labels,
+    is_continuous,
     seed_of,
+    target_values,
 )
 
 if TYPE_CHECKING:
@@ -54,6 +57,12 @@ if TYPE_CHECKING:
 _N_FEATURES = (20, 30, 50)
 _MAX_CHOICE_CELLS = 10_000
 _MIN_CELLS = 20  # of a density without classes
+_MOST_VALUES = 500  # features that are no genes: all of their components are used
+_COARSE = 5  # classes that stand for a continuous target where cells are split and encoders compared
+_LEARNING_RATE_OF_VALUES = (
+    1e-3  # the reference knows less of a continuous target than of classes: the network has further to go
+)
+_FLAT = 0.05  # share of the prior of a continuous target that is the same for all bins
 
 
 def fit(
@@ -63,13 +72,15 @@ def fit(
     modality: str | None = None,
     layer: str | None = None,
     use_rep: str | None = None,
-    input: Literal["auto", "counts", "log"] = "auto",
+    input: Literal["auto", "counts", "log", "values"] = "auto",
+    continuous: bool | None = None,
+    circular: bool | float = False,
     n_top_genes: int | None = None,
     n_comps: int | None = None,
     covariates: str | Sequence[str] | None = None,
     split_key: str | None = None,
     prior: Prior = "train",
-    objective: Literal["hybrid", "generative"] = "hybrid",
+    objective: Literal["hybrid", "generative", "direct"] = "hybrid",
     n_members: int = 1,
     max_epochs: int | None = None,
     batch_size: int = 256,
@@ -95,7 +106,8 @@ def fit(
     adata
         Labelled cells, with raw counts or log-normalised values; in memory, backed or with dask arrays.
     condition
-        Column of ``obs`` with the classes. Cells without a label are left out. ``None``: one density of all cells, for
+        Column of ``obs`` with the classes, or with numbers: see `continuous`. Cells without a label are left out. In a MuData a feature of another
+        modality may be the target, ``"prot:CD4"``, with its values in ``X`` as they are; they are copied to ``obs`` under that name. ``None``: one density of all cells, for
         :func:`scscore.tl.energy`; its reference is a Gaussian mixture whose size is chosen by cross-validation.
     modality
         For a MuData: the modality to work on. ``None``: the only one, or ``"rna"``.
@@ -105,13 +117,18 @@ def fit(
         Name of a representation in ``obsm`` to use instead of the model's own encoder, e.g. ``"X_scVI"``. All its features
         are used. A query then needs the same representation.
     input
-        What the values are: raw ``"counts"``, or ``"log"``-normalised values that are used as they are. ``"auto"`` takes
-        whole numbers for counts.
+        What the values are: raw ``"counts"``, ``"log"``-normalised values that are used as they are, or other features with ``"values"``
+        of any sign and unit, which are brought to unit variance. ``"auto"`` takes whole numbers for counts, others for log-normalised.
+    continuous
+        Whether `condition` is a continuous target, for :func:`scscore.tl.regress`: its ordered bins then take the place of the
+        classes. ``None``: columns of floating-point numbers are.
+    circular
+        Whether a continuous target goes round, such as a phase of the cell cycle: ``True`` for a period of :math:`2\pi`, or the period.
     n_top_genes
         Use only this many highly variable genes. ``None``: all genes.
     n_comps
-        Number of principal components. ``None``: chosen by cross-validation among 20, 30, 50 and, for a panel of up to 100 genes, all (30
-        without classes).
+        Number of principal components. ``None``: chosen by cross-validation among 20, 30, 50 and, for a panel of up to 100 genes or 500
+        features with ``input="values"``, all (30 without classes).
     covariates
         Columns of ``obs`` with batches, donors or other categories that shift cells of all classes alike. A query whose
         ``obs`` has the columns is corrected level by level; cells of unknown level are judged by the mean over all levels,
@@ -122,12 +139,13 @@ def fit(
         some class.
     prior
         Class prior of the posterior: ``"train"`` (class frequencies), ``"uniform"``, a mapping or an array. It can be replaced
-        in :func:`scscore.tl.classify`.
+        in :func:`scscore.tl.classify`. With a continuous target, a density over it: ``"train"``, ``"uniform"``, or an array over the bins.
     objective
-        ``"hybrid"`` adds the cross-entropy of the class posterior to the generative loss; ``"generative"`` leaves it out.
+        ``"hybrid"`` adds the cross-entropy of the class posterior to the generative loss; ``"generative"`` leaves it out. ``"direct"``, for
+        continuous targets, is a network for p(y given x) alone: faster, without densities, novelty and attributions.
     n_members
         Train so many networks on all cells, from different random numbers, and use their mean. Fitting and classifying take that
-        many times longer.
+        many times longer. With a continuous target, their disagreement is the mutual information of :func:`scscore.tl.regress`.
     max_epochs
         Upper bound on training. ``None``: 3,000 steps. Early stopping usually ends long before.
     batch_size
@@ -156,7 +174,7 @@ def fit(
     KeyError
         Unknown column, layer or representation.
     ValueError
-        Fewer than two classes, a class with fewer than two cells, a continuous condition, NaN, infinite or negative values,
+        Fewer than two classes, a class with fewer than two cells, a number that may be class or value, NaN, infinite or negative values,
         logged values where counts are declared or the reverse, duplicated gene names, a checkpoint of another fit.
 
     Examples
@@ -175,16 +193,17 @@ def fit(
     from scscore.core.fitting import fit_conditional_diffusion  # here, because Lightning takes seconds to import
     from scscore.core.training import TrainingConfig, check_trainer
 
-    adata = of_modality(adata, modality)
+    whole, adata = adata, of_modality(adata, modality)
     check_adata(adata)
+    bring_target(whole, adata, condition)
     keys, seed = Keys(key_added), seed_of(rng)
     check_name(condition, "condition")
     for argument, value in (("layer", layer), ("use_rep", use_rep), ("split_key", split_key)):
         check_name(value, argument)
-    if objective not in ("hybrid", "generative"):
-        raise ValueError(f"objective must be 'hybrid' or 'generative', got {objective!r}.")
-    if input not in ("auto", "counts", "log"):
-        raise ValueError(f"input must be 'auto', 'counts' or 'log', got {input!r}.")
+    if objective not in ("hybrid", "generative", "direct"):
+        raise ValueError(f"objective must be 'hybrid', 'generative' or 'direct', got {objective!r}.")
+    if input not in ("auto", "counts", "log", "values"):
+        raise ValueError(f"input must be 'auto', 'counts', 'log' or 'values', got {input!r}.")
     check_positive("n_top_genes", n_top_genes, at_least=2)
     check_positive("n_comps", n_comps)
     check_positive("n_members", n_members, optional=False)
@@ -192,23 +211,35 @@ def fit(
     check_positive("batch_size", batch_size, optional=False)
     if use_rep is not None and (layer is not None or n_top_genes is not None or n_comps is not None or input != "auto"):
         raise ValueError("use_rep= replaces the model's own encoder: leave out layer, input, n_top_genes and n_comps.")
-    if condition is None:
+    grid: TargetGrid | None = None
+    y: NDArray[Any]
+    counts: NDArray[Any]
+    if condition is not None and is_continuous(adata, condition, continuous, circular):
+        values, labelled, grid = target_values(adata, condition, circular)
+        y = values[labelled]
+        coarse, classes = _coarse(y), np.array([f"{center:.9g}" for center in grid.centers])
+        counts = (1 - _FLAT) * grid.soft_labels(y).sum(0) + _FLAT * len(y) / grid.n_bins
+    elif objective == "direct":
+        raise ValueError(f"objective='direct' is for continuous targets, and condition={condition!r} is none.")
+    elif condition is None:
         labels, labelled = np.full(adata.n_obs, "all"), np.ones(adata.n_obs, dtype=bool)
         if adata.n_obs < _MIN_CELLS:
             raise ValueError(f"adata holds {adata.n_obs} cells; a density needs at least {_MIN_CELLS}.")
     else:
         labels, labelled = condition_labels(adata, condition)
-    classes, y = np.unique(labels[labelled], return_inverse=True)
-    counts = np.bincount(y)
+    if grid is None:
+        classes, y = np.unique(labels[labelled], return_inverse=True)
+        counts, coarse = np.bincount(y), y
     log_prior = resolve_prior("train", classes, counts)
     stored_prior = prior if isinstance(prior, str) else np.exp(resolve_prior(prior, classes, counts))
     resolve_prior(stored_prior, classes, counts)
+    coarse_prior = np.log(np.bincount(coarse) / len(coarse))
     groups = group_labels(adata, split_key, labelled)
     columns = covariate_columns(adata, covariates, labelled)
     check_trainer(accelerator, devices, strategy)
     if checkpoint_dir is not None:
         Path(checkpoint_dir).mkdir(parents=True, exist_ok=True)
-    folds_of = make_folds(y, groups, seed=seed)
+    folds_of = make_folds(coarse, groups, seed=seed)
 
     representation: Representation
     unit_variance, depth = False, None
@@ -222,7 +253,7 @@ def fit(
         genes = adata.var_names.to_numpy(dtype=str)
         chunk, genes = informative_genes(chunk, genes, n_top_genes=n_top_genes, kind=kind)
         depth = [log_depth(chunk[test]) for _, test in folds_of] if kind == "counts" else None
-        panel = n_comps is None and chunk.shape[1] <= PANEL
+        panel = n_comps is None and chunk.shape[1] <= (_MOST_VALUES if kind == "values" else PANEL)
         width = n_comps or (chunk.shape[1] if panel else max(_N_FEATURES))
 
         def shapes_of(n_features: int) -> list[ReferenceShape]:
@@ -242,22 +273,22 @@ def fit(
             representation, x, represented, unit_variance = choose_encoder(
                 chunk,
                 genes,
-                y,
+                coarse,
                 folds_of,
                 shapes=shapes_of,
                 n_features=width,
                 kind=kind,
                 target_sum=choose_target_sum(
                     chunk,
-                    y,
+                    coarse,
                     folds_of,
                     kind=kind,
-                    log_prior=log_prior,
+                    log_prior=coarse_prior,
                     n_features=width if panel else CHOICE_FEATURES,
                 ),
-                log_prior=log_prior,
+                log_prior=coarse_prior,
             )
-        shapes = shapes_of(x.shape[1])
+        shapes = shapes_of(min(x.shape[1], *(part.shape[1] for parts in represented for part in parts)))
         if n_top_genes is not None and n_top_genes > adata.n_vars:
             logger.warning("n_top_genes=%d, but adata holds %d genes: all are used.", n_top_genes, adata.n_vars)
         if n_comps is not None and x.shape[1] < n_comps:
@@ -267,19 +298,21 @@ def fit(
         levels, codes = np.unique(level_names(adata.obs[labelled], columns).to_numpy(dtype=str), return_inverse=True)
         frequencies = np.bincount(codes) / len(codes)
         shift = CovariateShift(
-            columns, tuple(levels.tolist()), fit_shifts(x, y, codes, n_levels=len(levels)), frequencies
+            columns, tuple(levels.tolist()), fit_shifts(x, coarse, codes, n_levels=len(levels)), frequencies
         )
         x = remove(x, shift.shifts, codes)
         for i, ((train, test), (x_train, x_test)) in enumerate(zip(folds_of, represented, strict=True)):
-            own = fit_shifts(x_train, y[train], codes[train], n_levels=len(levels))
+            own = fit_shifts(x_train, coarse[train], codes[train], n_levels=len(levels))
             represented[i] = remove(x_train, own, codes[train]), remove(x_test, own, codes[test])
     folds = [
         Fold(x_train, y[train], x_test, y[test])
         for (train, test), (x_train, x_test) in zip(folds_of, represented, strict=True)
     ]
 
-    steps = {} if max_epochs is None else {"max_steps": max(1, -(-max_epochs * len(y) // batch_size))}
-    config = TrainingConfig(discriminative_weight=float(objective == "hybrid"), batch_size=batch_size, **steps)
+    steps: dict[str, Any] = {} if max_epochs is None else {"max_steps": max(1, -(-max_epochs * len(y) // batch_size))}
+    if grid is not None:
+        steps["learning_rate"] = _LEARNING_RATE_OF_VALUES
+    config = TrainingConfig(discriminative_weight=float(objective != "generative"), batch_size=batch_size, **steps)
     params = jsonable(
         {
             "condition": condition,
@@ -288,6 +321,7 @@ def fit(
             "input": input,
             "n_top_genes": n_top_genes,
             "n_comps": n_comps,
+            "circular": circular,
             "covariates": columns,
             "split_key": split_key,
             "prior": stored_prior,
@@ -313,6 +347,8 @@ def fit(
         n_steps=calibration.n_steps,
         n_paths=calibration.n_paths,
         seed=seed,
+        grid=grid,
+        direct=objective == "direct",
         n_members=n_members,
         validation_depth=depth,
         checkpoint_dir=_checkpoints(checkpoint_dir, params, x, y),
@@ -340,12 +376,14 @@ def fit(
         class_counts=counts,
         representation=representation,
         whitening=outcome.whitening,
-        diffusion=outcome.diffusion,
+        engine=outcome.engine,
         calibration=replace(
             calibration, temperature=outcome.temperature, offsets=outcome.offsets, n_steps=outcome.n_jumps
         ),
         held_out=outcome.held_out if condition is not None else None,
+        held_out_values=outcome.held_out_values,
         covariates=shift,
+        target=grid,
         params=params,
     )
     adata.uns[keys.uns] = {
@@ -361,11 +399,19 @@ def fit(
     return model
 
 
+def _coarse(y: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Classes of about equal size that stand for a continuous target."""
+    edges = np.unique(np.quantile(y, np.linspace(0, 1, _COARSE + 1)[1:-1]))
+    return np.unique(np.searchsorted(edges, y, side="left"), return_inverse=True)[1]
+
+
 def _subsample(fold: Fold, at_most: int, seed: int) -> Fold:
     """At most so many cells of either part of a fold, with all classes that the training part has."""
 
     def rows(y: NDArray[np.integer]) -> NDArray[np.int64]:
         order = np.random.default_rng(seed).permutation(len(y))
+        if y.dtype.kind == "f":  # a continuous target
+            return order[:at_most]
         first = np.unique(y[order], return_index=True)[1]  # one cell of every class comes first
         return np.concatenate([order[first], np.delete(order, first)])[:at_most]
 
@@ -376,7 +422,7 @@ def _subsample(fold: Fold, at_most: int, seed: int) -> Fold:
 
 
 def _checkpoints(
-    directory: str | Path | None, params: dict[str, object], x: NDArray[np.float64], y: NDArray[np.integer]
+    directory: str | Path | None, params: dict[str, object], x: NDArray[np.float64], y: NDArray[Any]
 ) -> Path | None:
     """Directory of the checkpoints of this fit; refuses those of another fit."""
     if directory is None:

@@ -10,11 +10,9 @@ import torch
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from scscore.core.attribution import Contrast, Encoded, dissipation_parts
+from scscore.core.attribution import Contrast, Encoded, ValueContrast, dissipation_parts
 from scscore.core.attribution import attribute as attribute_points
-from scscore.core.calibration import log_posterior
 from scscore.core.diffusion import ConditionalDiffusion
-from scscore.core.likelihood import log_likelihood
 from scscore.core.trajectories import NoiseStream
 from scscore.io.gene_space import EncodedGenes, GeneChunk, Genes, LinearGenes, Map
 from scscore.io.representation import PCAEncoder
@@ -59,7 +57,7 @@ class EvidenceSplit:
         chunk: GeneChunk,
         z: torch.Tensor,
         points: NDArray[np.float64],
-        contrast: Contrast,
+        contrast: Contrast | ValueContrast,
         noise: NoiseStream,
         *,
         level: int | None = None,
@@ -69,7 +67,7 @@ class EvidenceSplit:
         effort: dict[str, Any] = {**self.effort, "noise": noise, "start": chunk.start}
         shift = torch.from_numpy(chunk.points - points)[
             :, :d
-        ]  # of the covariates, which the baseline shares with its cell
+        ]  # of the covariates: the baseline shares it with its cell
 
         def expression(baseline: torch.Tensor) -> NDArray[np.float64]:
             return self.genes.expression((whitening.inverse(baseline.cpu()) + shift).numpy())
@@ -93,7 +91,7 @@ class EvidenceSplit:
         self,
         chunk: GeneChunk,
         z: torch.Tensor,
-        contrast: Contrast,
+        contrast: Contrast | ValueContrast,
         expression: Callable[[torch.Tensor], NDArray[np.float64]],
         shift: torch.Tensor,
         effort: dict[str, Any],
@@ -130,39 +128,3 @@ def genes_of(
     if encoder is None or isinstance(encoder, str):
         return LinearGenes.of_loadings(adata, key, encoder or "PCs", layer=layer)
     return EncodedGenes.of(adata, key, encoder, decoder, layer=layer)
-
-
-def contrast_of(
-    model: ScoreModel,
-    z: torch.Tensor,
-    reference: str,
-    target: NDArray[np.int64] | None,
-    log_prior: NDArray[np.float64],
-    n_steps: int,
-    noise: NoiseStream,
-    rows: slice,
-) -> Contrast:
-    """The contrasts of a chunk of cells."""
-    n, n_classes = len(z), len(log_prior)
-    cells, calibration = np.arange(n), model.calibration
-    if target is None or reference == "runner-up":
-        with torch.inference_mode():
-            found = log_likelihood(
-                model.diffusion, z, noise=noise, n_steps=n_steps, n_paths=calibration.n_paths, start=rows.start
-            ).mean
-        log_p = log_posterior(found.cpu().numpy(), calibration.log_weights(log_prior), calibration.temperature)
-        target = log_p.argmax(1) if target is None else target
-    if reference in ("rest", "marginal"):
-        weights = np.tile(log_prior, (n, 1))
-        if reference == "rest":
-            weights[cells, target] = -np.inf
-    else:
-        if reference == "runner-up":
-            log_p[cells, target] = -np.inf
-            other = log_p.argmax(1)
-        else:
-            other = model.classes.tolist().index(reference)
-        weights = np.full((n, n_classes), -np.inf)
-        weights[cells, other] = 0
-    weights -= np.log(np.exp(weights).sum(1, keepdims=True))
-    return Contrast(torch.from_numpy(target).to(z.device), torch.from_numpy(weights).to(z.device))

@@ -162,7 +162,7 @@ def predict_perturbation(
     threshold = (offsets[c] - offsets) / model.calibration.temperature
     figures = _figures(log_likelihood, y, c, threshold)
     order = [k for k in range(len(classes)) if k != c and (y == k).any()]
-    area, p = pairwise_separation(log_likelihood[:, [*order, c]], _positions(y, [*order, c]))
+    area, p = pairwise_separation(log_likelihood[:, [*order, c]], pd.Index([*order, c]).get_indexer(y))
     upper = np.triu_indices(len(area), 1)
     rates = np.ones_like(p)
     rates[upper] = benjamini_hochberg(p[upper])
@@ -257,11 +257,6 @@ def _figures(
             found["effect_se"][k] = ratio[own].std(ddof=1) / np.sqrt(own.sum())
     n_cells = np.array([(y == k).sum() for k in range(n_classes)])
     return {"n_cells": n_cells, **found, "fdr": benjamini_hochberg(found["pvalue"]), "threshold": threshold}
-
-
-def _positions(y: NDArray[np.int64], order: list[int]) -> NDArray[np.int64]:
-    """Place of every cell's class in `order`; -1 where it has none."""
-    return pd.Index(order).get_indexer(y)
 
 
 def _attribute_targets(

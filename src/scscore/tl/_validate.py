@@ -12,7 +12,11 @@ from numpy.typing import NDArray
 
 from scscore._logging import logger
 from scscore.core.likelihood import ESTIMATORS
+from scscore.core.target import TargetGrid
 from scscore.model import ScoreModel
+
+_FEW_VALUES = 20
+_MIN_VALUES = 20
 
 
 def seed_of(rng: int | np.random.Generator) -> int:
@@ -58,11 +62,21 @@ def check_adata(adata: object) -> None:
         raise ValueError("adata holds no cells.")
 
 
-def check_model(model: object) -> None:
-    """Raise TypeError unless this is a ScoreModel."""
+def check_model(model: object, *, continuous: bool | None = False) -> None:
+    """Raise TypeError unless this is a ScoreModel, ValueError unless its target is of the right kind (``None``: any)."""
     if not isinstance(model, ScoreModel):
         raise TypeError(
             f"model must be a ScoreModel (from scscore.tl.fit or scscore.load), got {type(model).__name__}."
+        )
+    if continuous is False and model.target is not None:
+        raise ValueError(
+            f"model was fitted on the continuous target {model.params['condition']!r}, this function needs classes; see "
+            "scscore.tl.regress and scscore.tl.attribute."
+        )
+    if continuous and model.target is None:
+        raise ValueError(
+            f"model was fitted on the classes of {model.params['condition']!r}; use scscore.tl.classify. A column of numbers "
+            "is taken for a continuous target with scscore.tl.fit(..., continuous=True)."
         )
 
 
@@ -109,12 +123,8 @@ def condition_labels(adata: AnnData, condition: str) -> tuple[NDArray[np.str_], 
     labelled = column.notna().to_numpy()
     if not labelled.any():
         raise ValueError(f"condition={condition!r} holds no label: all {len(column)} values are missing.")
-    if pd.api.types.is_float_dtype(column) or column.dtype.kind == "c":
-        raise ValueError(
-            f"condition={condition!r} is continuous ({column.dtype}); this version fits classes. "
-            f"Bin it with pd.cut, or, where the numbers are names of classes, make it categorical: "
-            f"adata.obs[{condition!r}] = adata.obs[{condition!r}].astype('category')."
-        )
+    if column.dtype.kind == "c":
+        raise ValueError(f"condition={condition!r} holds complex numbers, which are neither classes nor a target.")
     labels = column.astype(str).to_numpy(dtype=str)
     names, counts = np.unique(labels[labelled], return_counts=True)
     if len(names) < 2:
@@ -124,13 +134,79 @@ def condition_labels(adata: AnnData, condition: str) -> tuple[NDArray[np.str_], 
         shown = f"{rare[:5]}" + (f" and {len(rare) - 5} more" if len(rare) > 5 else "")
         raise ValueError(
             f"condition={condition!r}: every class needs at least 2 cells, {len(rare)} of {len(names)} classes have 1: "
-            f"{shown}. Merge them into other classes, or set their labels to NaN to leave the cells out; bin a "
-            "continuous condition."
+            f"{shown}. Merge them into other classes, or set their labels to NaN to leave the cells out; numbers that are "
+            "values, not names, need continuous=True."
         )
     dropped = int((~labelled).sum())
     if dropped:
         logger.warning("%d of %d cells have no label in obs[%r] and are left out.", dropped, len(labels), condition)
     return labels, labelled
+
+
+def is_continuous(adata: AnnData, condition: str, continuous: bool | None, circular: bool | float) -> bool:
+    """Whether a column is a continuous target: what is said, else whether it holds floating-point numbers.
+
+    Raises
+    ------
+    KeyError, ValueError
+        Unknown column; floating-point numbers that look like codes of classes, where nothing is said; contradictions.
+    """
+    column = obs_column(adata, condition, "condition")
+    if isinstance(circular, bool) is False and not (np.isfinite(circular) and circular > 0):
+        raise ValueError(f"circular must be True, False or a period above zero, got {circular!r}.")
+    if continuous is False and circular:
+        raise ValueError("circular= is for continuous targets: leave out continuous=False.")
+    if continuous or circular:
+        if not pd.api.types.is_numeric_dtype(column) or column.dtype.kind in "bc":
+            raise ValueError(
+                f"condition={condition!r} must hold real numbers for a continuous target, found {column.dtype}."
+            )
+        return True
+    if continuous is False or not pd.api.types.is_float_dtype(column):
+        return False
+    distinct = np.unique(column.dropna().to_numpy(dtype=np.float64))
+    if not len(distinct):
+        return False
+    if len(distinct) <= _FEW_VALUES and np.array_equal(distinct, np.rint(distinct)):
+        raise ValueError(
+            f"condition={condition!r} holds {len(distinct)} whole numbers as {column.dtype}: {distinct[:5].tolist()}. Say whether they are "
+            f"values of a continuous target (continuous=True) or names of classes (continuous=False)."
+        )
+    return True
+
+
+def target_values(
+    adata: AnnData, condition: str, circular: bool | float
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], TargetGrid]:
+    """Values of a continuous target, which cells have one, and the grid for them.
+
+    Raises
+    ------
+    ValueError
+        Fewer than twenty values, infinite or constant ones, values that span more than the period.
+    """
+    values = obs_column(adata, condition, "condition").to_numpy(dtype=np.float64, na_value=np.nan)
+    labelled = ~np.isnan(values)
+    known = values[labelled]
+    if np.isinf(known).any():
+        raise ValueError(
+            f"condition={condition!r} holds {int(np.isinf(known).sum())} infinite values; remove or replace them."
+        )
+    if len(known) < _MIN_VALUES:
+        raise ValueError(
+            f"condition={condition!r} holds {len(known)} values; a continuous target needs at least {_MIN_VALUES}."
+        )
+    if known.min() == known.max():
+        raise ValueError(f"condition={condition!r} is {known[0]:g} in all cells: there is nothing to predict.")
+    period = None if circular is False else 2 * np.pi if circular is True else float(circular)
+    if period is not None and known.max() - known.min() > period * (1 + 1e-6):
+        raise ValueError(
+            f"condition={condition!r} spans {known.max() - known.min():g}, more than the period {period:g}. Pass the period of its unit, "
+            "for instance circular=360 for degrees."
+        )
+    if dropped := int((~labelled).sum()):
+        logger.warning("%d of %d cells have no value in obs[%r] and are left out.", dropped, len(values), condition)
+    return values, labelled, TargetGrid.of(known, period=period)
 
 
 def group_labels(adata: AnnData, split_key: str | None, labelled: NDArray[np.bool_]) -> NDArray[np.str_] | None:
@@ -166,3 +242,30 @@ def covariate_columns(
         if column.nunique() < 2:
             raise ValueError(f"covariates={name!r} must hold at least two levels, found {column.unique().tolist()}.")
     return names
+
+
+def class_codes(adata: AnnData, name: str, argument: str, classes: list[str]) -> NDArray[np.int64]:
+    """Class of every cell, ``(n_obs,)``: that of this name for all, or those in a column of ``obs``.
+
+    Raises
+    ------
+    KeyError, ValueError
+        Neither a class nor a column; a column with other values than classes.
+    """
+    if name in classes:
+        return np.full(adata.n_obs, classes.index(name))
+    if name not in adata.obs:
+        raise KeyError(
+            f"{argument}={name!r} is neither a class of the model ({classes}) nor a column of adata.obs "
+            f"({adata.obs.columns.tolist()})."
+        )
+    labels = obs_column(adata, name, argument).astype(str)
+    codes = pd.Index(classes).get_indexer(labels)
+    if (codes < 0).any():
+        strange = sorted(set(labels) - set(classes))
+        raise ValueError(
+            f"{argument}: {int((codes < 0).sum())} of {adata.n_obs} cells have no class of the model in adata.obs[{name!r}], but "
+            f"{strange[:5]}, which are no classes of the model ({classes}). Leave these cells out, or pass the name of a class or "
+            f"another column as {argument}=."
+        )
+    return codes
