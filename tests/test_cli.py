@@ -356,3 +356,19 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     }
     assert min(figures.values()) > 5000
     assert scs.load(tmp_path / "pbmc.scscore").hash == cells.uns["scscore"]["model_hash"]
+
+
+def test_regress_is_the_call_in_python(files: Path, tmp_path: Path):
+    assert (
+        main(["fit", f"{files}/toy.h5ad", "--condition", "score", "--model", f"{tmp_path}/m", "--max-epochs", "1"]) == 0
+    )
+    out, table = tmp_path / "out.h5ad", tmp_path / "out.csv"
+    arguments = ["regress", f"{files}/toy.h5ad", "--model", f"{tmp_path}/m", "--out", str(out), "--csv", str(table)]
+    assert main([*arguments, "--coverage", "0.5"]) == 0
+    expected = toy()
+    scs.tl.regress(expected, scs.load(tmp_path / "m"), coverage=0.5, progress=False)
+    found = ad.read_h5ad(out)
+    assert np.allclose(found.obsm["scscore_density"], expected.obsm["scscore_density"])
+    columns = pd.read_csv(table, index_col=0)
+    assert np.allclose(columns["upper"], expected.obs["scscore_upper"], atol=1e-5)
+    assert {"mean", "sd", "lower", "upper", "aleatoric_entropy", "typicality"} <= set(columns)

@@ -43,7 +43,7 @@ def ensemble() -> scs.ScoreModel:
 
 @pytest.fixture(scope="module")
 def model() -> scs.ScoreModel:
-    return scs.tl.fit(linear(800, 0), "y", input="values", max_epochs=20, progress=False)
+    return scs.tl.fit(linear(800, 0), "y", input="values", n_members=1, max_epochs=20, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_phase_on_a_circle():
     cells = AnnData(x.astype(np.float32))
     cells.obs["hour"] = np.mod(np.arctan2(x[:, 0], x[:, 1]) * 12 / np.pi + rng.normal(0, 0.5, 900), 24)
     train, test = cells[:600].copy(), cells[600:].copy()
-    phase = scs.tl.fit(train, "hour", input="values", circular=24.0, max_epochs=60, progress=False)
+    phase = scs.tl.fit(train, "hour", input="values", circular=24.0, n_members=1, max_epochs=60, progress=False)
     scs.tl.regress(test, phase, progress=False)
     error = phase.target.difference(test.obs["hour"], test.obs["scscore_mean"])
     assert np.sqrt(np.mean(error**2)) < 1.3
@@ -228,7 +228,7 @@ def test_bad_input_is_named(predicted: AnnData, model: scs.ScoreModel, options: 
 def test_whole_groups_are_held_out_and_missing_values_left_out():
     cells = noisy(300, 0)
     cells.obs.loc[cells.obs_names[:30], "y"] = np.nan
-    fitted = scs.tl.fit(cells, "y", input="values", split_key="group", max_epochs=2, progress=False)
+    fitted = scs.tl.fit(cells, "y", input="values", split_key="group", n_members=1, max_epochs=2, progress=False)
     assert fitted.class_counts.sum() == pytest.approx(270)
     assert len(fitted.held_out_values.y) < 270
 
@@ -237,7 +237,10 @@ def test_integers_are_classes_unless_said_otherwise():
     cells = noisy(200, 0)
     cells.obs["count"] = np.clip(np.round(cells.obs["y"]).astype(int), -2, 2)
     assert scs.tl.fit(cells, "count", input="values", max_epochs=1, progress=False).target is None
-    assert scs.tl.fit(cells, "count", input="values", continuous=True, max_epochs=1, progress=False).target is not None
+    assert (
+        scs.tl.fit(cells, "count", input="values", continuous=True, n_members=1, max_epochs=1, progress=False).target
+        is not None
+    )
     cells.obs["y"] = cells.obs["y"].round(1).astype(str)
     with pytest.raises(ValueError, match="must hold real numbers"):
         scs.tl.fit(cells, "y", input="values", continuous=True, progress=False)
@@ -249,7 +252,7 @@ def test_features_that_follow_from_others_do_no_harm():
     letter = rng.integers(0, 5, 600)
     cells = AnnData(np.eye(5, dtype=np.float32)[letter])
     cells.obs["y"] = letter + 0.3 * rng.normal(size=600)
-    fitted = scs.tl.fit(cells, "y", input="values", max_epochs=40, progress=False)
+    fitted = scs.tl.fit(cells, "y", input="values", n_members=1, max_epochs=40, progress=False)
     scs.tl.regress(cells, fitted, progress=False)
     assert fitted.diffusion.n_features == 4
     assert np.corrcoef(cells.obs["scscore_mean"], cells.obs["y"])[0, 1] > 0.95
@@ -263,7 +266,7 @@ def test_target_from_another_modality():
     protein.obs_names, protein.var_names = rna.obs_names[:150], ["CD3", "CD4"]
     protein.X[:, 1] = rna.obs["y"][:150]
     data = MuData({"rna": rna, "prot": protein})
-    fitted = scs.tl.fit(data, "prot:CD4", modality="rna", input="values", max_epochs=10, progress=False)
+    fitted = scs.tl.fit(data, "prot:CD4", modality="rna", input="values", n_members=1, max_epochs=10, progress=False)
     assert fitted.class_counts.sum() == pytest.approx(150)  # the others have no protein
     assert np.allclose(data["rna"].obs["prot:CD4"].to_numpy()[:150], rna.obs["y"][:150], atol=1e-5)
     scs.tl.regress(data, fitted, progress=False)

@@ -40,6 +40,10 @@ from scscore.core.training import TrainingConfig, TrainingResult, train
 _ENOUGH_VALIDATION_CELLS = 2000
 _MAX_VALIDATION_RUNS = 3
 _ENOUGH_CELLS_FOR_LEVELS = 300
+_WIDTH, _WIDTH_OF_VALUES = (
+    128,
+    256,
+)  # of the networks: with a continuous target they have more to learn than the reference knows
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,8 @@ def fit_conditional_diffusion(
         return torch.from_numpy(y.astype(np.int64) if grid is None else grid.soft_labels(y).astype(np.float32))
 
     def untrained(reference: GaussianReference, z: Tensor, seed: int) -> ConditionalDiffusion | DirectPosterior:
-        return _with_network(schedule, reference, z, seed, direct=direct)
+        width = _WIDTH if grid is None else _WIDTH_OF_VALUES
+        return _with_network(schedule, reference, z, seed, width=width, direct=direct)
 
     def run(
         name: str, model: ConditionalDiffusion | DirectPosterior, z: Tensor, y: NDArray[Any], **more: Any
@@ -230,8 +235,11 @@ def fit_conditional_diffusion(
     if isinstance(final, ConditionalDiffusion):
         some = chosen.whitening(torch.from_numpy(x[evenly_spread(len(x), _ENOUGH_CELLS_FOR_LEVELS)]))
         log_weights = log_prior + (np.asarray(offsets) if offsets else 0.0)
+        alone = final  # with a continuous target the posteriors of the networks are averaged, not their residuals
+        if grid is not None and isinstance(final.denoiser, Ensemble):
+            alone = ConditionalDiffusion(schedule, final.reference, final.denoiser.members[0]).eval()
         final.schedule, n_jumps = choose_effort(
-            final, some, log_weights, temperature, n_paths=n_paths, grid=grid, seed=seed
+            alone, some, log_weights, temperature, n_paths=n_paths, grid=grid, seed=seed
         )
     return FitOutcome(
         whitening=chosen.whitening,
@@ -319,16 +327,11 @@ def _weights_without(i: int, folds: Sequence[Fold], chosen: ReferenceFit, n_clas
 
 
 def _with_network(
-    schedule: NoiseSchedule,
-    reference: GaussianReference,
-    z: Tensor,
-    seed: int,
-    *,
-    direct: bool,
+    schedule: NoiseSchedule, reference: GaussianReference, z: Tensor, seed: int, *, width: int, direct: bool
 ) -> ConditionalDiffusion | DirectPosterior:
     """A model with an untrained network for points like `z`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if direct:
-            return DirectPosterior(DirectNetwork(z.std(0), reference.n_classes))
-        return ConditionalDiffusion(schedule, reference, ResidualDenoiser(reference.class_means, z.std(0)))
+            return DirectPosterior(DirectNetwork(z.std(0), reference.n_classes, width=width))
+        return ConditionalDiffusion(schedule, reference, ResidualDenoiser(reference.class_means, z.std(0), width=width))

@@ -62,6 +62,7 @@ _COARSE = 5  # classes that stand for a continuous target where cells are split 
 _LEARNING_RATE_OF_VALUES = (
     1e-3  # the reference knows less of a continuous target than of classes: the network has further to go
 )
+_MEMBERS_OF_VALUES = 5
 _FLAT = 0.05  # share of the prior of a continuous target that is the same for all bins
 
 
@@ -81,7 +82,7 @@ def fit(
     split_key: str | None = None,
     prior: Prior = "train",
     objective: Literal["hybrid", "generative", "direct"] = "hybrid",
-    n_members: int = 1,
+    n_members: int | None = None,
     max_epochs: int | None = None,
     batch_size: int = 256,
     accelerator: str = "auto",
@@ -145,7 +146,8 @@ def fit(
         continuous targets, is a network for p(y given x) alone: faster, without densities, novelty and attributions.
     n_members
         Train so many networks on all cells, from different random numbers, and use their mean. Fitting and classifying take that
-        many times longer. With a continuous target, their disagreement is the mutual information of :func:`scscore.tl.regress`.
+        many times longer. ``None``: 1 for classes, 5 for a continuous target, where the mean posterior is used and the disagreement is the
+        mutual information of :func:`scscore.tl.regress`.
     max_epochs
         Upper bound on training. ``None``: 3,000 steps. Early stopping usually ends long before.
     batch_size
@@ -206,7 +208,7 @@ def fit(
         raise ValueError(f"input must be 'auto', 'counts', 'log' or 'values', got {input!r}.")
     check_positive("n_top_genes", n_top_genes, at_least=2)
     check_positive("n_comps", n_comps)
-    check_positive("n_members", n_members, optional=False)
+    check_positive("n_members", n_members)
     check_positive("max_epochs", max_epochs)
     check_positive("batch_size", batch_size, optional=False)
     if use_rep is not None and (layer is not None or n_top_genes is not None or n_comps is not None or input != "auto"):
@@ -227,6 +229,7 @@ def fit(
             raise ValueError(f"adata holds {adata.n_obs} cells; a density needs at least {_MIN_CELLS}.")
     else:
         labels, labelled = condition_labels(adata, condition)
+    n_members = n_members or (1 if grid is None else _MEMBERS_OF_VALUES)
     if grid is None:
         classes, y = np.unique(labels[labelled], return_inverse=True)
         counts, coarse = np.bincount(y), y

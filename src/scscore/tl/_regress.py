@@ -67,7 +67,7 @@ def regress(
         Layer with the values; ``None`` is ``X``.
     prior
         Density of the target before anything is measured: ``"train"``, ``"uniform"``, or an array over the bins
-        (``model.target.centers``). ``None``: the prior of the model. Models of ``objective="direct"`` know that of the training cells alone.
+        (their probabilities; the bins are ``model.target.edges``). ``None``: the prior of the model. Models of ``objective="direct"`` know that of the training cells alone.
     coverage
         Probability that the interval holds the value, for cells like the held-out cells of the model (split-conformal).
     n_steps, n_paths
