@@ -174,8 +174,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", required=True, metavar="DIR", type=Path, help="model directory that fit wrote")
     add("--out", required=True, type=Path, help="file to write, .h5ad or .zarr; replaced if it is there")
     add("--csv", type=Path, help="nats of every gene for every class as a table, too")
-    add("--target", metavar="NAME", help="a class, or a column of obs with classes (default: the most probable class)")
-    add("--reference", metavar="NAME", help="rest, runner-up, marginal or a class (default: rest)")
+    add(
+        "--target",
+        metavar="NAME",
+        help="a class or value, or a column of obs with them (default: the most probable class)",
+    )
+    add("--reference", metavar="NAME", help="rest, runner-up, marginal, or a class or value (default: rest)")
     add("--layer", help="layer with the values (default: X)")
     add("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: auto)")
     add("--key-added", default="scscore", metavar="KEY", help="name of all slots that are written (default: scscore)")
@@ -274,6 +278,8 @@ def _attribute(arguments: argparse.Namespace) -> None:
 
     same = ("target", "reference", "layer", "device", "key_added")
     options = {name: getattr(arguments, name) for name in same}
+    if model.target is not None:
+        options |= {name: _number_or_name(options[name]) for name in ("target", "reference")}
     tl.attribute(adata, model, **options, rng=arguments.seed, progress=_progress(arguments))
     _write(adata, arguments.out, arguments.query, Keys(arguments.key_added))
     if arguments.csv is not None:
@@ -320,6 +326,13 @@ def _write(adata: AnnData, out: Path, query: Path, keys: Keys) -> None:
     finally:
         _remove(partial)
     logger.info("wrote %s", out)
+
+
+def _number_or_name(value: str | None) -> str | float | None:
+    try:
+        return value if value is None else float(value)
+    except ValueError:
+        return value
 
 
 def _write_columns(adata: AnnData, keys: Keys, names: Sequence[str], path: Path) -> None:

@@ -209,6 +209,8 @@ class ScoreModel:
             Unknown name, wrong shape, negative, NaN, or all-zero weights, unknown classes.
         """
         prior = self.params["prior"] if prior is None else prior
+        if self.target is not None and isinstance(prior, str) and prior == "uniform":
+            prior = self.target.widths  # every value alike, not every bin
         return resolve_prior(prior, self.classes, self.class_counts)
 
     def encode(self, adata: AnnData, *, layer: str | None = None) -> torch.Tensor:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm, vonmises
 
-from scscore.core.target import SMOOTHING, Predictive, TargetGrid, conformal_share, difference
+from scscore.core.target import SMOOTHING, Predictive, TargetGrid, conformal_share, difference, entropies
 
 PERIOD = 24.0
 
@@ -142,7 +142,7 @@ def test_a_period_below_zero_starts_at_minus_half():
 def test_bins_are_narrow_where_values_are_frequent():
     y = np.random.default_rng(0).exponential(size=2000) ** 2
     grid = TargetGrid.of(y)
-    assert np.isclose(grid.value(grid.nodes[0]), y.min()) and np.isclose(grid.value(grid.nodes[-1]), y.max(), rtol=1e-3)
+    assert np.abs(grid.position([y.min(), y.max()]) - grid.nodes[[0, -1]]).max() < 0.5
     assert (grid.centers < np.median(y)).sum() > 10 and grid.widths[5] < 0.1 * np.ptp(y) / 64
 
 
@@ -155,3 +155,35 @@ def test_conformal_share_covers_new_values(coverage):
         covered.append((np.abs(2 * norm.cdf(rng.normal(0, 2, 100)) - 1) <= conformal_share(scores, coverage)).mean())
     assert coverage - 0.01 < np.mean(covered) < coverage + 0.02
     assert conformal_share([0.2, 0.5], 0.9) == 1.0
+
+
+def test_one_outlier_leaves_the_others_their_bins():
+    y = np.append(np.random.default_rng(0).normal(size=999), 1e6)
+    grid = TargetGrid.of(y)
+    assert np.diff(grid.position(np.quantile(y, [0.25, 0.75])))[0] > 10
+
+
+def test_values_of_few_donors_do_not_become_spikes():
+    ages = np.repeat(np.random.default_rng(0).choice(np.arange(30, 90), 20, replace=False), 200).astype(float)
+    grid = TargetGrid.of(ages)
+    density = grid.frequencies(ages) / grid.widths
+    assert density.max() < 3 * np.median(density)
+    assert np.isclose(grid.frequencies(ages).sum(), 1)
+
+
+@pytest.mark.parametrize("bins", [0.5, 1, 3, 6])
+def test_entropy_is_that_of_the_values(bins: float):
+    """Of a normal distribution, without what soft labels add; two networks apart by several standard deviations differ by log 2."""
+    grid = circle()
+    sd = np.full(50, bins * grid.widths[0])
+    mean = np.random.default_rng(0).uniform(8, 16, 50)
+    found = posterior(grid, mean, sd).weights
+    own, mutual = entropies(grid, found[None])
+    assert np.allclose(own, 0.5 * np.log(2 * np.pi * np.e * sd**2), atol=0.1)
+    assert np.abs(mutual).max() < 1e-12
+    if bins > 3:
+        return  # no room on the circle
+    far = posterior(grid, mean + 8 * sd, sd).weights
+    own, mutual = entropies(grid, np.stack([found, far]))
+    assert np.allclose(own, 0.5 * np.log(2 * np.pi * np.e * sd**2), atol=0.1)
+    assert np.allclose(mutual, np.log(2), atol=0.02)

@@ -484,3 +484,19 @@ def test_the_sign_of_ssym(shared_data: Path):
     adata = scs.proteins.variants(table[numbered], **arguments)
     direct = adata.obs["direction"] == "dir"
     assert adata.obs["DDG"][direct].mean() > 0.5 and adata.obs["DDG"][~direct].mean() < -0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"extra": ["pH", "pH"]}, ValueError, "every column once"),
+        ({"extra": ["ddG"]}, ValueError, "not the target"),
+        ({"target": "ddG/kcal"}, ValueError, "holds a '/'"),
+        ({"structures": "toy.pdb"}, TypeError, "must map proteins to PDB files"),
+    ],
+)
+def test_columns_that_would_be_confused_are_refused(options: dict, error: type[Exception], words: str):
+    table = pd.DataFrame({"id": ["toy"], "change": ["A2G"], "ddG": [1.0], "ddG/kcal": [1.0], "pH": [7.0]})
+    settings = {"target": "ddG", "positive": "destabilising", "sequences": {"toy": "MADWLK"}, **options}
+    with pytest.raises(error, match=words):
+        scs.proteins.variants(table, protein="id", mutation="change", **settings)

@@ -38,7 +38,7 @@ def linear(n: int, seed: int) -> AnnData:
 
 @pytest.fixture(scope="module")
 def ensemble() -> scs.ScoreModel:
-    return scs.tl.fit(noisy(1200, 0), "y", input="values", n_members=5, max_epochs=120, progress=False)
+    return scs.tl.fit(noisy(1600, 0), "y", input="values", n_members=3, max_epochs=100, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -55,25 +55,20 @@ def predicted(model: scs.ScoreModel) -> AnnData:
 
 def test_known_truths_of_a_noisy_target(ensemble: scs.ScoreModel):
     """No worse than a squared-error network; intervals cover; noise is found; only strange cells make the networks disagree."""
-    cells, strange = noisy(700, 1), noisy(700, 2)
+    cells, strange = noisy(1000, 1), noisy(1000, 2)
     strange.X = strange.X + 5 * np.random.default_rng(3).choice([-1, 1], strange.shape).astype(np.float32)
     both = ad.concat([cells, strange], index_unique="-")
     scs.tl.regress(both, ensemble, n_steps=8, progress=False)
-    found = both.obs.iloc[:700]
-    train = noisy(1200, 0)
+    found = both.obs.iloc[:1000]
+    train = noisy(1600, 0)
     peer = MLPRegressor(hidden_layer_sizes=(128, 128), early_stopping=True, max_iter=1000, random_state=0)
     expected = peer.fit(train.X, train.obs["y"]).predict(cells.X)
     error = np.abs(found["scscore_mean"] - found["y"]).mean()
     assert error <= 1.06 * np.abs(expected - found["y"]).mean()
     assert spearmanr(found["scscore_aleatoric_entropy"], found["sd"])[0] >= 0.85
-    density = scs.get.density(both).iloc[:700]
-    mass = density.to_numpy() * density.columns.length.to_numpy()
-    rank = np.array(
-        [np.interp(y, density.columns.right, row.cumsum()) for y, row in zip(found["y"], mass, strict=True)]
-    )
-    for coverage in (0.5, 0.9):
-        assert abs((np.abs(2 * rank - 1) < coverage).mean() - coverage) <= 0.05
-    is_strange = np.repeat([0, 1], 700)
+    inside = (found["y"] > found["scscore_lower"]) & (found["y"] < found["scscore_upper"])
+    assert abs(inside.mean() - 0.9) <= 0.05
+    is_strange = np.repeat([0, 1], 1000)
     found_by = {
         k: roc_auc_score(is_strange, both.obs[f"scscore_{k}"]) for k in ("mutual_information", "aleatoric_entropy")
     }
@@ -90,6 +85,11 @@ def test_posterior_of_a_linear_target(predicted: AnnData):
     assert abs(obs["scscore_aleatoric_entropy"].median() - 0.5 * np.log(2 * np.pi * np.e * 0.25)) < 0.25
     inside = (obs["y"] > obs["scscore_lower"]) & (obs["y"] < obs["scscore_upper"])
     assert 0.86 < inside.mean() < 0.94
+    density = scs.get.density(predicted)
+    mass = density.to_numpy() * density.columns.length.to_numpy()
+    rank = np.array([np.interp(y, density.columns.right, row.cumsum()) for y, row in zip(obs["y"], mass, strict=True)])
+    for coverage in (0.5, 0.9):
+        assert abs((np.abs(2 * rank - 1) < coverage).mean() - coverage) <= 0.05
 
 
 def test_slots_and_round_trip(predicted: AnnData, model: scs.ScoreModel, round_trip):
@@ -192,7 +192,9 @@ def test_attribution_takes_values_and_columns(predicted: AnnData, model: scs.Sco
     assert scs.get.attribution(cells).obs_names.tolist() == ["scscore_mean against marginal"]
     assert (cells.obs["scscore_evidence"] > 0).mean() > 0.9
     for options, words in (
-        ({"reference": 1.0}, "target must be"),
+        ({"target": 1e9}, "must lie between"),
+        ({"target": 1.0, "reference": 1.0}, "same value"),
+        ({"reference": 1.0}, "target= is missing"),
         ({"target": "high"}, "high"),
         ({"target": np.nan}, "value"),
     ):
@@ -271,3 +273,32 @@ def test_target_from_another_modality():
     assert np.allclose(data["rna"].obs["prot:CD4"].to_numpy()[:150], rna.obs["y"][:150], atol=1e-5)
     scs.tl.regress(data, fitted, progress=False)
     assert data["rna"].obs[["scscore_mean", "y"]].corr().iloc[0, 1] > 0.9
+    protein.X[:, 1] += 1000  # what is stored from an earlier fit must not be taken again
+    again = scs.tl.fit(data, "prot:CD4", modality="rna", input="values", n_members=1, max_epochs=1, progress=False)
+    assert again.target.mean > 900
+    with pytest.raises(KeyError, match="'CD5' is not among the 2 features"):
+        scs.tl.fit(data, "prot:CD5", modality="rna", progress=False)
+
+
+def test_uniform_prior_is_uniform_over_values(model: scs.ScoreModel):
+    density = np.exp(model.log_prior("uniform")) / model.target.widths
+    assert np.allclose(density, density[0])
+
+
+def test_too_few_held_out_cells_give_the_whole_range(predicted: AnnData, model: scs.ScoreModel):
+    cells = predicted[:10].copy()
+    scs.tl.regress(cells, model, coverage=0.9999, progress=False)
+    assert np.allclose(cells.obs["scscore_lower"], model.target.edges[0])
+    assert np.allclose(cells.obs["scscore_upper"], model.target.edges[-1])
+
+
+def test_an_offset_beyond_single_precision_is_refused():
+    cells = noisy(100, 0)
+    cells.obs["y"] += 1e9
+    with pytest.raises(ValueError, match="subtract an offset"):
+        scs.tl.fit(cells, "y", input="values", progress=False)
+
+
+def test_direct_models_have_no_other_prior():
+    with pytest.raises(ValueError, match="prior= needs a likelihood"):
+        scs.tl.fit(noisy(100, 0), "y", input="values", objective="direct", prior="uniform", progress=False)

@@ -74,14 +74,15 @@ class ValueContrast:
     weights
         What the log-likelihoods at the nodes weigh in that of the value, float64 ``(n, n_nodes)``; rows sum to one.
     others
-        The same for the other value, or ``None``.
-    log_prior
-        Log weights of the nodes in the mixture that the value is compared with where there is no other, ``(n_nodes,)``.
+        The same for the other value, or, for all values, their mean weights.
+    to_bins, log_prior
+        Of the mixture of all values: from nodes to bins, ``(n_nodes, n_bins)``, and log weights of the bins; ``None`` for another value.
     """
 
     weights: Tensor
-    others: Tensor | None
-    log_prior: Tensor
+    others: Tensor
+    to_bins: Tensor | None = None
+    log_prior: Tensor | None = None
 
     @property
     def target(self) -> Tensor:
@@ -91,8 +92,8 @@ class ValueContrast:
     def evidence(self, log_likelihood: Tensor) -> Tensor:
         """Log-ratio of the value and the others, nats ``(..., n)``, from log-likelihoods at the nodes ``(..., n, n_nodes)``."""
         own = (log_likelihood * self.weights).sum(-1)
-        if self.others is None:
-            return own - (log_likelihood + self.log_prior).logsumexp(-1)
+        if self.to_bins is not None and self.log_prior is not None:
+            return own - (log_likelihood @ self.to_bins + self.log_prior).logsumexp(-1)
         return own - (log_likelihood * self.others).sum(-1)
 
     def pairs(self) -> None:
@@ -100,10 +101,9 @@ class ValueContrast:
 
     def baseline(self, reference: GaussianReference) -> Tensor:
         """Where neither side is favoured, on the line between their means, ``(n, n_features)``; see :func:`neutral_points`."""
-        others = self.log_prior.exp().expand_as(self.weights) if self.others is None else self.others
-        unique, inverse = torch.cat([self.weights, others], dim=1).unique(dim=0, return_inverse=True)
+        unique, inverse = torch.cat([self.weights, self.others], dim=1).unique(dim=0, return_inverse=True)
         weights, rest = unique.chunk(2, dim=1)
-        one = ValueContrast(weights, None if self.others is None else rest, self.log_prior)
+        one = ValueContrast(weights, rest, self.to_bins, self.log_prior)
         means = reference.class_means
         return neutral_points(reference, one.evidence, rest @ means, weights @ means)[inverse]
 

@@ -13,6 +13,7 @@ from scipy.special import log_softmax
 Array = NDArray[np.float64]
 
 TEMPERATURE_BOUNDS = (0.1, 3.0)
+_BOUNDS_OF_VALUES = (0.1, 10.0)
 _LOG_TEMPERATURE_SD = 0.5
 _OFFSET_SD = 0.3  # nats
 _MOST_ITERATIONS = 1000
@@ -110,7 +111,7 @@ def fit_temperature(loss: Callable[[float], float], n: int) -> float:
     """
     found = minimize_scalar(
         lambda log_t: n * loss(float(np.exp(log_t))) + 0.5 * (log_t / _LOG_TEMPERATURE_SD) ** 2,
-        bounds=tuple(np.log(TEMPERATURE_BOUNDS)),
+        bounds=tuple(np.log(_BOUNDS_OF_VALUES)),
         method="bounded",
         options={"xatol": 1e-3},
     )

@@ -18,7 +18,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import CubicSpline
-from scipy.special import ndtr
+from scipy.ndimage import gaussian_filter1d
+from scipy.special import ndtr, xlogy
 
 Array = NDArray[np.float64]
 
@@ -29,6 +30,9 @@ _N_BINS, _N_NODES = 64, 16
 _LEAST_SD = 0.1  # of a bin
 _TAIL = 1e-3  # weight of a broad normal distribution: values outside the bins are not impossible
 _FINE = 1024
+_PARTS, _CHUNK = 4, 4096  # of a bin, and rows at once, for entropies
+_SHARED = 2.0  # cells per value
+_FLAT = 0.05  # share of the frequencies that is the same for all bins
 
 
 @dataclass(frozen=True)
@@ -73,10 +77,14 @@ class TargetGrid:
             mean = float(np.angle(np.exp(2j * np.pi * y / period).mean()) * period / (2 * np.pi))
             sd = float(np.sqrt(np.mean(difference(y, mean, period) ** 2)))
             return cls(tuple(edges.tolist()), low + float(np.mod(mean - low, period)), sd, circular=True)
-        fine = np.linspace(y.min(), y.max(), _FINE + 1)
+        quantiles = np.quantile(y, np.linspace(0, 1, _FINE + 1))
+        fine = np.unique(np.concatenate([np.linspace(y.min(), y.max(), _FINE + 1), quantiles]))
+        spread = min(y.std(), np.subtract(*np.quantile(y, (0.75, 0.25))) / 1.349 or y.std())
         rank = np.searchsorted(np.sort(y), fine, side="right") / len(y)
-        place = 0.5 * (rank - rank[0]) / max(1 - rank[0], 1e-12) + 0.5 * np.linspace(0, 1, len(fine))
-        position = _PADDING + (n_bins - 2 * _PADDING) * place / place[-1]
+        if (bandwidth := _bandwidth(y, spread)) > 0:
+            rank = ndtr((fine[:, None] - quantiles) / bandwidth).mean(1)
+        rank, even = ((x - x[0]) / (x[-1] - x[0]) for x in (rank, fine))
+        position = _PADDING + (n_bins - 2 * _PADDING) * (0.5 * rank + 0.5 * even)
         edges = np.interp(np.arange(n_bins + 1), position, fine)
         for beyond, step, width in (
             (np.arange(n_bins + 1) < position[0], -1, edges[5] - edges[4]),
@@ -145,6 +153,17 @@ class TargetGrid:
         mass = np.stack([np.diff(ndtr((offset + turn) / SMOOTHING), axis=-1) for turn in turns]).sum(0)
         return mass / mass.sum(-1, keepdims=True)
 
+    def frequencies(self, y: ArrayLike) -> Array:
+        """Probabilities of the bins, ``(n_bins,)``.
+
+        The age of a donor is in all of its cells, and a new donor has another one: where values are shared, the histogram is smoothed by the
+        rule of Silverman for as many values as there are different ones.
+        """
+        share = self.soft_labels(y).mean(0)
+        if (bandwidth := _bandwidth(y, self.position(y).std())) > 0:
+            share = gaussian_filter1d(share, bandwidth, mode="wrap" if self.circular else "reflect")
+        return (1 - _FLAT) * share / share.sum() + _FLAT / self.n_bins
+
     def hats(self, y: ArrayLike) -> Array:
         """Functions that are one at a node and fall linearly to zero at its neighbours, ``(n, n_nodes)``; rows sum to one."""
         nodes, unit = self.nodes, np.eye(len(self.nodes))
@@ -172,16 +191,16 @@ class TargetGrid:
 
     @cached_property
     def _integrals(self) -> tuple[Array, Array]:
-        """Integrals of the value and of its square over the position, from zero to every edge."""
-        low, high = np.asarray(self.edges)[:-1], np.asarray(self.edges)[1:]
+        """Integrals of the value, less `mean`, and of its square over the position, from zero to every edge."""
+        low, high = np.asarray(self.edges)[:-1] - self.mean, np.asarray(self.edges)[1:] - self.mean
         first, second = 0.5 * (low + high), (low**2 + low * high + high**2) / 3
         return np.append(0, first.cumsum()), np.append(0, second.cumsum())
 
     def integrals(self, position: Array) -> tuple[Array, Array]:
         """The same to any position between 0 and `n_bins`."""
         k = np.clip(position.astype(np.int64), 0, self.n_bins - 1)
-        low, y, part = np.asarray(self.edges)[k], self.value(position), position - k
-        y = np.where(position >= self.n_bins, self.edges[-1], y)
+        low, y, part = np.asarray(self.edges)[k] - self.mean, self.value(position) - self.mean, position - k
+        y = np.where(position >= self.n_bins, self.edges[-1] - self.mean, y)
         first, second = (of_edges[k] for of_edges in self._integrals)
         return first + 0.5 * (low + y) * part, second + (low**2 + low * y + y**2) / 3 * part
 
@@ -259,13 +278,18 @@ class Predictive:
 
     def density(self) -> Array:
         """Density of the bins, ``(n, n_bins)``, per unit of the target: their probabilities over their widths."""
+        return self.masses() / self.grid.widths
+
+    def masses(self, parts: int = 1) -> Array:
+        """Probabilities of the bins, or of so many equal parts of each, ``(n, n_bins * parts)``."""
         n_bins, contraction = self.grid.n_bins, self._contraction[:, None]
-        offset = self._offset(np.arange(n_bins) + 0.5)
-        mass = self._cdf_of_offset((offset + 0.5) / contraction) - self._cdf_of_offset((offset - 0.5) / contraction)
-        if self.grid.circular:  # the bin opposite to the mean goes on at the other end
-            mass += self._cdf_of_offset((offset + 0.5 - n_bins) / contraction)
-            mass += 1 - self._cdf_of_offset((offset - 0.5 + n_bins) / contraction)
-        return mass / self.grid.widths
+        half = 0.5 / parts
+        offset = self._offset((np.arange(n_bins * parts) + 0.5) / parts)
+        mass = self._cdf_of_offset((offset + half) / contraction) - self._cdf_of_offset((offset - half) / contraction)
+        if self.grid.circular:  # what is opposite to the mean goes on at the other end
+            mass += self._cdf_of_offset((offset + half - n_bins) / contraction)
+            mass += 1 - self._cdf_of_offset((offset - half + n_bins) / contraction)
+        return np.maximum(mass, 0)  # rounding
 
     @cached_property
     def _middle(self) -> Array:
@@ -299,7 +323,7 @@ class Predictive:
         first, second = self.grid.integrals(edges)
         share = self.weights / self._contraction[:, None]  # over the width of a contracted bin
         mean = (share * np.diff(first, axis=1)).sum(1)
-        return mean, (share * np.diff(second, axis=1)).sum(1) - mean**2
+        return self.grid.mean + mean, (share * np.diff(second, axis=1)).sum(1) - mean**2
 
     @cached_property
     def _cumulative(self) -> Array:
@@ -329,6 +353,37 @@ class Predictive:
         low = np.clip(rest.astype(np.int64), 0, n_bins - 1)
         lower, upper = (np.take_along_axis(self._cumulative, k, 1) for k in (low, low + 1))
         return lower + (upper - lower) * np.clip(rest - low, 0, 1) + turns
+
+
+def _bandwidth(y: ArrayLike, spread: float) -> float:
+    """Of a Gaussian kernel, where values are shared by several cells, for as many as there are different ones; else zero.
+
+    Silverman 1986, equation 3.31.
+    """
+    n, n_distinct = np.size(y), len(np.unique(y))
+    return float(0.9 * spread * n_distinct**-0.2) if n > _SHARED * n_distinct else 0.0
+
+
+def entropies(grid: TargetGrid, weights: Array) -> tuple[Array, Array]:
+    """Mean differential entropy of the predictive distributions of several networks, and their mutual information, nats ``(n,)`` each.
+
+    Parameters
+    ----------
+    grid
+        The bins.
+    weights
+        Posteriors of the bins, ``(n_networks, n, n_bins)``.
+    """
+    own, mutual = np.empty(weights.shape[1]), np.empty(weights.shape[1])
+    log_width = np.log(np.repeat(grid.widths, _PARTS) / _PARTS)
+    for start in range(0, weights.shape[1], _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        mass = np.stack([Predictive(grid, of_one[rows]).masses(_PARTS) for of_one in weights])
+        single = -xlogy(mass, mass).sum(-1)
+        mean = mass.mean(0)
+        own[rows] = single.mean(0) + mean @ log_width
+        mutual[rows] = np.maximum(-xlogy(mean, mean).sum(-1) - single.mean(0), 0)
+    return own, mutual
 
 
 def conformal_share(scores: ArrayLike, coverage: float) -> float:

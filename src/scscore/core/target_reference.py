@@ -37,7 +37,9 @@ _WIDTHS = (
     4.0,
 )  # of the kernels, distances of the nodes; beside one that is linear between nodes, and a flat one
 _N_ITERATIONS = 300
-_PSEUDO_CELLS = 1.0  # that have the mean of all, at every node
+_PSEUDO_CELLS = (
+    0.01  # that have the mean of all, at every node: more would draw the ends, where cells are few, to the middle
+)
 _ROUGHNESS = 10.0  # cells that say that the means of three neighbouring nodes lie on a line
 
 

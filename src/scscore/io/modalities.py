@@ -48,11 +48,21 @@ def bring_target(data: Any, adata: AnnData, condition: str | None) -> None:
     Cells that the other modality does not have get no value. Anything else than the name of such a feature is left alone.
     """
     mod = getattr(data, "mod", None)
-    if not isinstance(mod, Mapping) or not isinstance(condition, str) or condition in adata.obs:
+    if not isinstance(mod, Mapping) or not isinstance(condition, str):
         return
     name, _, feature = condition.partition(":")
-    if name not in mod or feature not in mod[name].var_names:
+    if name not in mod or not feature:
         return
+    if feature not in mod[name].var_names:
+        if condition in adata.obs:
+            return
+        raise KeyError(
+            f"condition={condition!r}: {feature!r} is not among the {mod[name].n_vars} features of mod[{name!r}]."
+        )
+    if not mod[name].var_names.is_unique:
+        raise ValueError(
+            f"condition={condition!r}: features of mod[{name!r}] are duplicated; run var_names_make_unique()."
+        )
     values = mod[name].obs_vector(feature)
     adata.obs[condition] = (
         pd.Series(np.asarray(values), index=mod[name].obs_names).reindex(adata.obs_names).astype(np.float64)

@@ -94,8 +94,9 @@ def regression(
         adata.obs[name].to_numpy(dtype=np.float64)[rows] if name in adata.obs else np.full_like(y, np.nan)
         for name in (keys.lower, keys.upper)
     )
-    inside = difference(y, lower, period) >= 0
-    inside &= difference(upper, y, period) >= 0
+    inside = (lower <= y) & (y <= upper)
+    if period is not None:
+        inside = np.mod(y - lower, period) <= np.mod(upper - lower, period)
     scores = [f"R² {1 - np.mean(residual**2) / np.mean(difference(y, _mean(y, period), period) ** 2):.3f}"]
     if period is None:
         scores.append(f"Spearman {pd.Series(y).corr(pd.Series(mean), method='spearman'):.3f}")

@@ -129,14 +129,14 @@ def variants(
     >>> adata.to_df()[["charge_change", "blosum62"]].to_numpy().tolist()
     [[0.0, 0.0], [-2.0, 2.0]]
     """
-    _check(table, protein, mutation, target, positive, extra, window)
+    _check(table, protein, mutation, target, positive, extra, structures, window)
     known = checked_sequences(table, protein, sequences)
     proteins = [name if pd.isna(name) else str(name) for name in table[protein]]
     substitutions = parse(table.index.tolist(), proteins, table[mutation].tolist(), known)
     residues: pd.DataFrame | None = None
     imputed: dict[str, float] = {}
     if structures is not None:
-        residues, imputed = _resolved(known, structures)
+        residues, imputed = _resolved(known, {str(name): path for name, path in structures.items()})
     own, means = of_table(table, list(extra))
     features = Features.join([*of_substitutions(substitutions, known, proteins, residues, window), own])
 
@@ -158,11 +158,16 @@ def _check(
     target: str | None,
     positive: str | None,
     extra: Sequence[str],
+    structures: object,
     window: int,
 ) -> None:
     """Raise for arguments that do not fit together; see :func:`variants`."""
     if not isinstance(table, pd.DataFrame):
         raise TypeError(f"table must be a pandas DataFrame, got {type(table).__name__}.")
+    if not table.columns.is_unique:
+        raise ValueError(
+            f"table has duplicated columns: {table.columns[table.columns.duplicated()].unique().tolist()}."
+        )
     if isinstance(extra, str):
         raise TypeError(f"extra must be a list of columns, got the string {extra!r}.")
     named = {"protein": protein, "mutation": mutation, **({} if target is None else {"target": target})}
@@ -185,6 +190,14 @@ def _check(
         )
     if positive is not None and positive not in _SIGNS:
         raise ValueError(f"positive must be one of {list(_SIGNS)}, got {positive!r}.")
+    if len(set(extra)) < len(extra) or target in extra:
+        raise ValueError(
+            f"extra must name every column once, and not the target, got {list(extra)} with target={target!r}."
+        )
+    if target is not None and "/" in target:
+        raise ValueError(f"target={target!r} holds a '/', which .h5ad files do not allow in names; rename the column.")
+    if structures is not None and not isinstance(structures, Mapping):
+        raise TypeError(f"structures must map proteins to PDB files, got {type(structures).__name__}.")
     if target in _OWN:
         raise ValueError(f"target={target!r} is the name of a column that obs gets anyway; rename it.")
     if isinstance(window, bool) or not isinstance(window, int | np.integer) or window < 0:

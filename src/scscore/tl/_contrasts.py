@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
 from numpy.typing import NDArray
@@ -67,9 +68,14 @@ class ValueContrasts:
         if target is None and reference is None and not grid.circular:
             target, reference = grid.mean + grid.sd, grid.mean - grid.sd
         if target is None:
-            raise ValueError("target must be a value of the target, or a column of adata.obs with one for every cell.")
+            raise ValueError(
+                "target= is missing: a value of the target, or a column of adata.obs with one for every cell."
+            )
         if isinstance(target, str):
-            values = obs_column(adata, target, "target").to_numpy(dtype=np.float64, na_value=np.nan)
+            column = obs_column(adata, target, "target")
+            if not pd.api.types.is_numeric_dtype(column) or column.dtype.kind in "bc":
+                raise ValueError(f"target={target!r} must hold values of the continuous target, found {column.dtype}.")
+            values = column.to_numpy(dtype=np.float64, na_value=np.nan)
         else:
             values = np.full(adata.n_obs, _number(target, "target"))
             target = float(values[0]) if len(values) else float("nan")
@@ -78,6 +84,13 @@ class ValueContrasts:
                 f"target={target!r}: {int((~np.isfinite(values)).sum())} of {adata.n_obs} cells have no finite value."
             )
         other = None if reference in (None, "marginal") else _number(reference, "reference")
+        known = values if other is None else np.append(values, other)
+        if not grid.circular and ((known < grid.edges[0]) | (known > grid.edges[-1])).any():
+            raise ValueError(
+                f"target and reference must lie between {grid.edges[0]:.4g} and {grid.edges[-1]:.4g}, where the model knows the target."
+            )
+        if other is not None and not isinstance(target, str) and grid.difference(values[:1], other).tolist() == [0.0]:
+            raise ValueError(f"target and reference are the same value {other:g}.")
         shown = "marginal" if other is None else other
         name = target if isinstance(target, str) else f"{target:.4g}"
         against = shown if isinstance(shown, str) else f"{shown:.4g}"
@@ -141,8 +154,10 @@ def value_contrast_of(
     grid = model.target
     if grid is None:
         raise TypeError("value_contrast_of needs a model of a continuous target.")
-    prior = np.exp(model.log_prior()) @ grid.hats(grid.centers)
-    others = None if reference is None else torch.from_numpy(grid.spline(np.full(len(target), reference))).to(device)
-    return ValueContrast(
-        torch.from_numpy(grid.spline(target)).to(device), others, torch.from_numpy(np.log(prior)).to(device)
-    )
+    log_prior = model.log_prior()
+    weights = torch.from_numpy(grid.spline(target)).to(device)
+    if reference is not None:
+        return ValueContrast(weights, torch.from_numpy(grid.spline(np.full(len(target), reference))).to(device))
+    mean = torch.from_numpy(np.exp(log_prior) @ grid.hats(grid.centers)).to(device)
+    to_bins, log_weights = (torch.from_numpy(x).to(device) for x in (grid.to_bins, log_prior))
+    return ValueContrast(weights, mean.expand_as(weights), to_bins, log_weights)

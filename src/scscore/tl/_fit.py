@@ -63,7 +63,6 @@ _LEARNING_RATE_OF_VALUES = (
     1e-3  # the reference knows less of a continuous target than of classes: the network has further to go
 )
 _MEMBERS_OF_VALUES = 5
-_FLAT = 0.05  # share of the prior of a continuous target that is the same for all bins
 
 
 def fit(
@@ -220,7 +219,7 @@ def fit(
         values, labelled, grid = target_values(adata, condition, circular)
         y = values[labelled]
         coarse, classes = _coarse(y), np.array([f"{center:.9g}" for center in grid.centers])
-        counts = (1 - _FLAT) * grid.soft_labels(y).sum(0) + _FLAT * len(y) / grid.n_bins
+        counts = len(y) * grid.frequencies(y)
     elif objective == "direct":
         raise ValueError(f"objective='direct' is for continuous targets, and condition={condition!r} is none.")
     elif condition is None:
@@ -233,6 +232,8 @@ def fit(
     if grid is None:
         classes, y = np.unique(labels[labelled], return_inverse=True)
         counts, coarse = np.bincount(y), y
+    if grid is not None and objective == "direct" and not (isinstance(prior, str) and prior == "train"):
+        raise ValueError("prior= needs a likelihood, which objective='direct' does not have: leave one of them out.")
     log_prior = resolve_prior("train", classes, counts)
     stored_prior = prior if isinstance(prior, str) else np.exp(resolve_prior(prior, classes, counts))
     resolve_prior(stored_prior, classes, counts)

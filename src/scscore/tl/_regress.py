@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from scscore._logging import logger
 from scscore._version import __version__
-from scscore.core.calibration import entropy, log_posterior, standard_error
+from scscore.core.calibration import log_posterior, standard_error
 from scscore.core.prior import Prior
-from scscore.core.target import Predictive, TargetGrid
+from scscore.core.target import Predictive, TargetGrid, entropies
 from scscore.io.keys import Keys
 from scscore.io.modalities import of_modality
 from scscore.io.params import json_params, jsonable
@@ -22,6 +22,7 @@ from scscore.tl._validate import (
     check_adata,
     check_model,
     check_name,
+    check_number,
     check_paths,
     check_positive,
     seed_of,
@@ -134,10 +135,11 @@ def regress(
     check_positive("batch_size", batch_size, optional=False)
     steps, paths = n_steps or model.calibration.n_steps, n_paths or model.calibration.n_paths
     check_paths(paths)
-    if not 0 < coverage < 1:
+    check_number("coverage", coverage)
+    if not coverage < 1:
         raise ValueError(f"coverage must be between 0 and 1, got {coverage!r}.")
     direct = model.params["objective"] == "direct"
-    if direct and prior not in (None, "train"):
+    if direct and prior is not None and not (isinstance(prior, str) and prior == "train"):
         raise ValueError(
             "prior= needs a likelihood, which a model of objective='direct' does not have: fit with 'hybrid'."
         )
@@ -168,17 +170,22 @@ def regress(
                     _error_of_mean(estimate.draws.numpy(), Predictive(grid, weights[i, rows]), temperature) ** 2
                 )
     predictive = Predictive(grid, weights.mean(0))
-    entropies = np.stack([entropy(np.log(np.maximum(of_one, 1e-300))) for of_one in weights])
+    own_entropy, mutual_information = entropies(grid, weights)
     columns = {keys.mean: predictive.mean, keys.sd: predictive.sd}
     if (held_out := model.held_out_values) is not None:
         share = held_out.central_share(grid, log_prior, temperature, coverage=coverage)
         interval = predictive.quantile(np.array([0.5 - 0.5 * share, 0.5 + 0.5 * share]))
+        if share == 1:
+            logger.warning(
+                "%d held-out cells cannot vouch for a coverage of %g: intervals are the whole range.",
+                len(held_out.y),
+                coverage,
+            )
+            interval = np.tile([grid.edges[0], grid.edges[-1]], (n_obs, 1))
         columns |= {keys.lower: interval[:, 0], keys.upper: interval[:, 1]}
-    columns[keys.aleatoric_entropy] = entropies.mean(0) + weights.mean(0) @ np.log(grid.widths)
+    columns[keys.aleatoric_entropy] = own_entropy
     if len(members) > 1:
-        columns[keys.mutual_information] = np.maximum(
-            entropy(np.log(np.maximum(predictive.weights, 1e-300))) - entropies.mean(0), 0
-        )
+        columns[keys.mutual_information] = mutual_information
     columns[keys.mcse] = np.sqrt(error) / len(members)
     if held_out is not None and not direct:
         depth = model.representation.log_depth(adata, layer=layer)

@@ -17,6 +17,8 @@ from scscore.model import ScoreModel
 
 _FEW_VALUES = 20
 _MIN_VALUES = 20
+_MOST_OFFSET = 1e4  # standard deviations
+_MOST_RANGES = 100  # distances of the quartiles
 
 
 def seed_of(rng: int | np.random.Generator) -> int:
@@ -127,6 +129,12 @@ def condition_labels(adata: AnnData, condition: str) -> tuple[NDArray[np.str_], 
         raise ValueError(f"condition={condition!r} holds complex numbers, which are neither classes nor a target.")
     labels = column.astype(str).to_numpy(dtype=str)
     names, counts = np.unique(labels[labelled], return_counts=True)
+    if pd.api.types.is_integer_dtype(column) and len(names) > _FEW_VALUES:
+        logger.warning(
+            "condition=%r holds %d integers, taken for names of classes; for values pass continuous=True.",
+            condition,
+            len(names),
+        )
     if len(names) < 2:
         raise ValueError(f"condition={condition!r} must hold at least two classes, found {names.tolist()}.")
     if (counts < 2).any():
@@ -152,7 +160,8 @@ def is_continuous(adata: AnnData, condition: str, continuous: bool | None, circu
         Unknown column; floating-point numbers that look like codes of classes, where nothing is said; contradictions.
     """
     column = obs_column(adata, condition, "condition")
-    if isinstance(circular, bool) is False and not (np.isfinite(circular) and circular > 0):
+    number = isinstance(circular, int | float | np.integer | np.floating)
+    if not isinstance(circular, bool) and not (number and np.isfinite(circular) and circular > 0):
         raise ValueError(f"circular must be True, False or a period above zero, got {circular!r}.")
     if continuous is False and circular:
         raise ValueError("circular= is for continuous targets: leave out continuous=False.")
@@ -198,6 +207,18 @@ def target_values(
         )
     if known.min() == known.max():
         raise ValueError(f"condition={condition!r} is {known[0]:g} in all cells: there is nothing to predict.")
+    low, middle, high = (float(q) for q in np.quantile(known, (0.25, 0.5, 0.75)))
+    if abs(middle) > _MOST_OFFSET * known.std():
+        raise ValueError(
+            f"condition={condition!r} varies by {known.std():g} around {middle:.10g}, too little for single precision: subtract an offset."
+        )
+    if high > low and (most := np.abs(known - middle).max()) > _MOST_RANGES * (high - low):
+        logger.warning(
+            "condition=%r holds a value %g away from the median, %g times the distance of the quartiles. Does it stand for a missing one? Set it to NaN.",
+            condition,
+            most,
+            most / (high - low),
+        )
     period = None if circular is False else 2 * np.pi if circular is True else float(circular)
     if period is not None and known.max() - known.min() > period * (1 + 1e-6):
         raise ValueError(
