@@ -64,7 +64,8 @@ class ValueContrasts:
     @classmethod
     def of(cls, adata: AnnData, model: ScoreModel, target: object, reference: object) -> ValueContrasts:
         grid = model.target
-        assert grid is not None
+        if grid is None:
+            raise TypeError("ValueContrasts needs a model of a continuous target.")
         if target is None and reference is None and not grid.circular:
             target, reference = grid.mean + grid.sd, grid.mean - grid.sd
         if target is None:
