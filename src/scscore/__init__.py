@@ -6,14 +6,26 @@ from typing import TYPE_CHECKING, Any
 from scscore._version import __version__
 
 if TYPE_CHECKING:
-    from scscore import datasets, get, pl, proteins, tl, units
+    from scscore import datasets, get, images, pl, proteins, tl, units
     from scscore.io.model_files import ModelFileError
     from scscore.model import ScoreModel, load
 
-__all__ = ["ModelFileError", "ScoreModel", "__version__", "datasets", "get", "load", "pl", "proteins", "tl", "units"]
+__all__ = [
+    "ModelFileError",
+    "ScoreModel",
+    "__version__",
+    "datasets",
+    "get",
+    "images",
+    "load",
+    "pl",
+    "proteins",
+    "tl",
+    "units",
+]
 
 # torch, scanpy and lightning take seconds to import: what needs them is imported when it is first used
-_SUBMODULES = ("datasets", "get", "pl", "proteins", "tl", "units")
+_SUBMODULES = ("datasets", "get", "images", "pl", "proteins", "tl", "units")
 _OBJECTS = {"ModelFileError": "scscore.io.model_files", "ScoreModel": "scscore.model", "load": "scscore.model"}
 
 

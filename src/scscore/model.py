@@ -24,9 +24,11 @@ from scscore.core.reference_fit import Whitening
 from scscore.core.stopping import Stopping
 from scscore.core.target import TargetGrid
 from scscore.core.trajectories import NoiseStream
+from scscore.io.conv_network import ConvNetwork
+from scscore.io.image_encoder import ImageEncoder
 from scscore.io.model_files import Tensors, model_hash, read_model, write_model
 from scscore.io.model_state import model_metadata, model_parts, model_tensors
-from scscore.io.representation import PCAEncoder, Representation
+from scscore.io.representation import Representation
 
 
 class ScoreModel:
@@ -116,8 +118,8 @@ class ScoreModel:
 
     @property
     def genes(self) -> NDArray[np.str_] | None:
-        """Names of the genes that the encoder reads, or ``None`` for a model of a stored representation."""
-        return self.representation.genes if isinstance(self.representation, PCAEncoder) else None
+        """Names of the genes (or pixels) that the encoder reads, or ``None`` for a model of a stored representation."""
+        return getattr(self.representation, "genes", None)
 
     @property
     def hash(self) -> str:
@@ -126,20 +128,11 @@ class ScoreModel:
 
     def summary(self) -> str:
         """What the model is and what was chosen for it, as text of a few lines."""
-        encoder = self.representation
-        if isinstance(encoder, PCAEncoder):
-            names = "features" if encoder.kind == "values" else "genes"
-            space = f"PCA of {len(encoder.genes)} {names}"
-            if encoder.kind == "counts":
-                space += f", counts normalised to {encoder.target_sum:.0f} per cell"
-            if self.params["unit_variance"]:
-                space += f", {names} at unit variance"
-        else:
-            space = f"obsm[{encoder.key!r}]"  # type: ignore[attr-defined]
+        space = self.representation.summary()
         if "reference" not in self.params:
             return f"{self!r}\n  representation  {space}\n  exact: a Gaussian mixture per class, nothing was trained"
         choice = self.params["reference"]
-        space += f"; {choice['n_features']} of {encoder.n_features} features used"
+        space += f"; {choice['n_features']} of {self.representation.n_features} features used"
         loss = "energy" if self.params["condition"] is None else "NLL"
         trained = (
             f"  residual        {self.params['n_steps_trained']} steps, validation {loss} {self.params['validation_nll']:.3f} nats "
@@ -371,7 +364,13 @@ class ScoreModel:
         ------
         FileExistsError
             A model is there already and `overwrite` is false.
+        ValueError
+            The encoder is a function or a network of the user, which a file without code cannot hold.
         """
+        if isinstance(self.representation, ImageEncoder) and not isinstance(self.representation.network, ConvNetwork):
+            raise ValueError(
+                "a model with an encoder of the user cannot be saved: store what it makes of the images in obsm, and fit with use_rep=."
+            )
         write_model(Path(directory), *self._state(), overwrite=overwrite)
 
     @classmethod

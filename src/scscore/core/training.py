@@ -157,13 +157,54 @@ def train(
                 enable_version_counter=False,
             )
         )
+    run(
+        task,
+        config.max_steps,
+        callbacks=callbacks,
+        checkpoint_dir=checkpoint_dir,
+        accelerator=accelerator,
+        devices=devices,
+        strategy=strategy,
+    )
+    model.denoiser.load_state_dict(task.average.state_dict())  # type: ignore[union-attr]
+    model.cpu().eval()
+    if checkpoint_dir is not None:
+        _write_finished(checkpoint_dir, model, task.result)
+    return task.result
+
+
+def run(
+    task: pl.LightningModule,
+    n_steps: int,
+    *,
+    callbacks: list[Callback],
+    checkpoint_dir: Path | None = None,
+    accelerator: str = "auto",
+    devices: int | str | list[int] = 1,
+    strategy: str = "auto",
+) -> None:
+    """Make the training steps of a task that draws its own batches; resumed where the directory holds its checkpoint.
+
+    Parameters
+    ----------
+    task
+        The task; every step gets its number.
+    n_steps
+        Upper bound on the number of steps.
+    callbacks
+        Called as Lightning does.
+    checkpoint_dir
+        Where ``last.ckpt`` may be.
+    accelerator, devices, strategy
+        Passed to :class:`lightning.pytorch.Trainer`.
+    """
     last = None if checkpoint_dir is None else checkpoint_dir / "last.ckpt"
     with _quiet_lightning():
         trainer = pl.Trainer(
             accelerator=accelerator,
             devices=devices,
             strategy=strategy,
-            max_steps=config.max_steps,
+            max_steps=n_steps,
             max_epochs=-1,
             callbacks=callbacks,
             gradient_clip_val=1.0,
@@ -173,24 +214,20 @@ def train(
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        steps = torch.utils.data.DataLoader(range(config.max_steps))  # type: ignore[arg-type,var-annotated]
+        steps = torch.utils.data.DataLoader(range(n_steps))  # type: ignore[arg-type,var-annotated]
         try:
             trainer.fit(task, steps, ckpt_path=last if last is not None and last.exists() else None, weights_only=True)
         except SystemExit:  # how Lightning ends on Ctrl-C
             if not trainer.interrupted:
                 raise
             raise KeyboardInterrupt from None
-    model.denoiser.load_state_dict(task.average.state_dict())  # type: ignore[union-attr]
-    model.cpu().eval()
-    if checkpoint_dir is not None:
-        _write_finished(checkpoint_dir, model, task.result)
-    return task.result
 
 
 def _write_finished(directory: Path, model: ConditionalDiffusion | DirectPosterior, result: TrainingResult) -> None:
     tensors = {f"denoiser.{name}": value for name, value in model.denoiser.state_dict().items()}  # type: ignore[union-attr]
     if result.log_likelihood:
         tensors["log_likelihood"] = torch.stack(result.log_likelihood)
+    directory.mkdir(parents=True, exist_ok=True)  # a run that is shorter than the first check has written nothing yet
     save_file(tensors, directory / "finished.safetensors")
     curves = {"steps": result.steps, "training_loss": result.training_loss, "validation_loss": result.validation_loss}
     (directory / _FINISHED).write_text(json.dumps(curves))

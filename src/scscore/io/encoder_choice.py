@@ -36,6 +36,12 @@ def informative_genes(
     ValueError
         Fewer than two genes are left.
     """
+    if kind == "pixels":
+        if n_top_genes is not None:
+            raise ValueError(
+                f"n_top_genes={n_top_genes}: adata holds images, of which all pixels are used; leave it out."
+            )
+        return chunk, genes
     keep = np.asarray(abs(chunk).sum(axis=0)).ravel() > 0
     if n_top_genes is not None and n_top_genes < keep.sum():
         import scanpy as sc
@@ -141,7 +147,7 @@ def choose_encoder(
 
     As they are, markers outweigh noise, which is better on most data and carries over to other studies. Where few, well chosen
     genes were measured, unit variance can be better; a gain of less than half its standard error is a tie. Features that are no genes
-    have units of their own: they always get unit variance.
+    have units of their own: they always get unit variance; pixels share one, and never do.
 
     Parameters
     ----------
@@ -154,10 +160,10 @@ def choose_encoder(
     """
     n_features = possible_features(n_features, splits)
     how: dict[str, Any] = {"n_features": n_features, "kind": kind, "target_sum": target_sum}
-    if kind == "values":
-        points = represent(chunk, genes, splits, unit_variance=True, **how)
-        encoder, x = fit_encoder(chunk, genes, unit_variance=True, **how)
-        return encoder, x, points, True
+    if kind in ("values", "pixels"):
+        how["unit_variance"] = kind == "values"
+        encoder, x = fit_encoder(chunk, genes, **how)
+        return encoder, x, represent(chunk, genes, splits, **how), kind == "values"
     tried, losses = [], []
     for unit_variance in (False, True):
         tried.append(represent(chunk, genes, splits, unit_variance=unit_variance, **how))

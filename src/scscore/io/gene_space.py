@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from torch import Tensor
 from scscore.io.genes import align_genes
 from scscore.io.readers import Chunk, MatrixReader
 from scscore.io.representation import PCAEncoder, obsm_array
+
+if TYPE_CHECKING:
+    from scscore.io.image_encoder import ImageEncoder
 
 Array = NDArray[np.float64]
 Map = Callable[[Tensor], Tensor]
@@ -130,21 +133,18 @@ class LinearGenes:
 
 @dataclass(frozen=True)
 class EncodedGenes:
-    """Genes whose expression goes through a differentiable encoder of the user.
+    """Genes, or pixels, whose values go through a differentiable encoder.
 
     Attributes
     ----------
     encode
         From expression ``(n, n_vars)`` to points, float32 tensors.
     decode
-        From points to expression.
-    center
-        Mean of the points, ``(n_features,)``.
+        From points, of which only the leading features are given, to expression; arrays.
     """
 
     encode: Map
-    decode: Map
-    center: Array
+    decode: Callable[[Array], Array]
     _reader: MatrixReader
 
     @classmethod
@@ -175,14 +175,26 @@ class EncodedGenes:
                 f"encoder does not lead from {_source(layer)} to adata.obsm[{key!r}]: they differ by up to {wrong:.3g}. Pass the "
                 "layer= that it expects, and an encoder without randomness (a network in evaluation mode, the mean of a posterior)."
             )
-        return cls(encoder, decoder or _regression(reader, points), points.mean(0), reader)
+        if decoder is None:
+            return cls(encoder, RidgeDecoder.fit(reader.chunks(), points).decode, reader)
+
+        def decode(leading: Array) -> Array:
+            whole = np.tile(points.mean(0), (len(leading), 1))
+            whole[:, : leading.shape[1]] = leading
+            with torch.no_grad():
+                return decoder(torch.from_numpy(whole).float()).numpy().astype(np.float64)
+
+        return cls(encoder, decode, reader)
+
+    @classmethod
+    def of_images(cls, encoder: ImageEncoder, adata: AnnData, *, layer: str | None) -> Self:
+        """The pixels of `adata`, with the encoder of a model and its decoder."""
+        encoder.grid.check(adata)
+        return cls(encoder, encoder.decoder.decode, MatrixReader(adata, layer))
 
     def expression(self, points: Array) -> Array:
         """Decoded expression ``(n, n_vars)`` of points of which only the leading features are given; the others are average."""
-        whole = np.tile(self.center, (len(points), 1))
-        whole[:, : points.shape[1]] = points
-        with torch.no_grad():
-            return self.decode(torch.from_numpy(whole).float()).numpy().astype(np.float64)
+        return self.decode(points)
 
     def chunks(self, size: int) -> Iterator[GeneChunk]:
         """One chunk of cells after the other, their points by the encoder."""
@@ -201,17 +213,40 @@ _WAYS = (
 )
 
 
-def _regression(reader: MatrixReader, points: Array) -> Map:
-    """Expression as a linear function of the points, by ridge regression."""
-    center = points.mean(0)
-    p = points - center
-    gram, cross, total = p.T @ p, np.zeros((points.shape[1], reader.shape[1])), np.zeros(reader.shape[1])
-    for start, chunk in reader.chunks():
-        cross += np.asarray(chunk.T @ p[start : start + chunk.shape[0]]).T
-        total += np.asarray(chunk.sum(axis=0), dtype=np.float64).ravel()
-    slopes = np.linalg.solve(gram + _RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram)), cross)
-    offset, slope, origin = (torch.from_numpy(v).float() for v in (total / reader.shape[0], slopes, center))
-    return lambda points: offset + (points - origin) @ slope
+class RidgeDecoder(NamedTuple):
+    """Values as a linear function of the points, by ridge regression.
+
+    Attributes
+    ----------
+    center
+        Mean of the points, ``(n_features,)``.
+    mean
+        Mean of the values, ``(n_vars,)``.
+    slopes
+        Change of the values per unit, ``(n_features, n_vars)``.
+    """
+
+    center: Array
+    mean: Array
+    slopes: Array
+
+    @classmethod
+    def fit(cls, chunks: Iterable[tuple[int, Chunk]], points: Array) -> Self:
+        """From first rows and values ``(n, n_vars)`` of chunks, and the points of all cells."""
+        center = points.mean(0)
+        p = points - center
+        products, sums = [], []
+        for start, chunk in chunks:
+            products.append(np.asarray(chunk.T @ p[start : start + chunk.shape[0]]).T)
+            sums.append(np.asarray(chunk.sum(axis=0), dtype=np.float64).ravel())
+        gram, cross, total = p.T @ p, np.sum(products, axis=0), np.sum(sums, axis=0)
+        slopes = np.linalg.solve(gram + _RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram)), cross)
+        return cls(center, total / len(points), slopes)
+
+    def decode(self, points: Array) -> Array:
+        """Values ``(n, n_vars)`` of points of which only the leading features are given; the others are average."""
+        d = points.shape[1]
+        return self.mean + (points - self.center[:d]) @ self.slopes[:d]
 
 
 def _dense(x: Chunk) -> NDArray[np.float32]:

@@ -56,7 +56,7 @@ def write_model(directory: Path, tensors: Tensors, metadata: dict[str, Any], *, 
     if (directory / METADATA).exists() and not overwrite:
         raise FileExistsError(f"{directory} already holds a model; pass overwrite=True to replace it.")
     directory.mkdir(parents=True, exist_ok=True)
-    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, directory / TENSORS)
+    save_file({name: np.asarray(value, order="C") for name, value in tensors.items()}, directory / TENSORS)
     body = {"format_version": FORMAT_VERSION, "tensors": tensor_hashes(tensors), "metadata": metadata}
     text = json.dumps({**body, "sha256": _text_hash(_canonical(body))}, indent=1, ensure_ascii=False)
     (directory / METADATA).write_text(text, encoding="utf-8")

@@ -21,7 +21,11 @@ from scscore.core.reference import GaussianReference
 from scscore.core.reference_fit import Whitening
 from scscore.core.schedule import NoiseSchedule
 from scscore.core.target import TargetGrid
+from scscore.io.conv_network import ConvNetwork
+from scscore.io.gene_space import RidgeDecoder
+from scscore.io.image_encoder import ImageEncoder
 from scscore.io.model_files import Tensors
+from scscore.io.pixels import PixelGrid
 from scscore.io.representation import ObsmRepresentation, PCAEncoder, Representation
 
 if TYPE_CHECKING:
@@ -45,6 +49,10 @@ def model_tensors(model: ScoreModel) -> Tensors:
         for name in ("mean", "share", "components", "weights"):
             if (value := getattr(model.representation, name)) is not None:
                 tensors[f"encoder.{name}"] = value
+    if isinstance(model.representation, ImageEncoder):
+        tensors |= {f"decoder.{name}": value for name, value in model.representation.decoder._asdict().items()}
+        if isinstance(network := model.representation.network, torch.nn.Module):
+            tensors |= {f"encoder.{name}": value.detach().cpu().numpy() for name, value in network.state_dict().items()}
     for prefix in ("held_out", "held_out_values"):
         if (cells := getattr(model, prefix)) is not None:
             tensors |= {f"{prefix}.{k}": v for k, v in vars(cells).items() if v is not None}
@@ -63,6 +71,8 @@ def model_metadata(model: ScoreModel) -> dict[str, Any]:
             "target_sum": encoder.target_sum,
             "kind": encoder.kind,
         }
+    elif isinstance(encoder, ImageEncoder):
+        stored = {"type": "images", **asdict(encoder.grid)}
     else:
         stored = {"type": "obsm", "key": encoder.key, "n_features": encoder.n_features}  # type: ignore[attr-defined]
     denoiser = model.engine.denoiser
@@ -101,6 +111,12 @@ def model_parts(tensors: Tensors, metadata: dict[str, Any]) -> dict[str, Any]:
             kind=encoder["kind"],
             weights=tensors.get("encoder.weights"),
         )
+    elif encoder["type"] == "images":
+        grid = PixelGrid(tuple(encoder["channels"]), encoder["height"], encoder["width"])
+        decoder = RidgeDecoder(**part_arrays("decoder."))
+        network = ConvNetwork(grid.shape, len(decoder.center))
+        network.load_state_dict(part("encoder."))
+        representation = ImageEncoder(network, grid, decoder)
     else:
         representation = ObsmRepresentation(encoder["key"], encoder["n_features"])
     stored_target = metadata.get("target")

@@ -1,4 +1,4 @@
-"""Reads expression values row by row from AnnData: in memory, backed or dask, dense or sparse."""
+"""Reads expression values, or the pixels of images, row by row from AnnData: in memory, backed or dask, dense or sparse."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 from numpy.typing import NDArray
+
+from scscore.io.pixels import IMAGES, image_stack, intensity_factor
 
 Chunk: TypeAlias = Any  # CSR matrix or dense array; scipy has no types
 
@@ -25,13 +27,24 @@ class MatrixReader:
     adata
         The data.
     layer
-        Name of a layer, or ``None`` for ``X``.
+        Name of a layer, or ``None`` for ``X``; where that is empty, the pixels of the images in ``obsm``, as intensities.
+
+    Attributes
+    ----------
+    shape
+        Of the matrix.
+    pixels
+        Whether the values are those of images.
     """
 
     def __init__(self, adata: AnnData, layer: str | None = None) -> None:
         if layer is not None and layer not in adata.layers:
             raise KeyError(f"layer={layer!r} is not in adata.layers; available: {sorted(adata.layers)}.")
         matrix = adata.X if layer is None else adata.layers[layer]
+        self.pixels, self._factor = matrix is None and IMAGES in adata.obsm, 1.0
+        if self.pixels:
+            stack = image_stack(adata)
+            matrix, self._factor = stack.reshape(len(stack), -1), intensity_factor(stack.dtype)
         if matrix is None:
             raise ValueError("adata.X is empty (None). Pass layer= or use_rep= to say where the values are.")
         if isinstance(matrix, (sp.csc_matrix, sp.csc_array)):
@@ -41,7 +54,8 @@ class MatrixReader:
 
     def rows(self, start: int, stop: int) -> Chunk:
         """The rows ``start <= row < stop``."""
-        return _in_memory(self._matrix[start:stop])
+        block = _in_memory(self._matrix[start:stop])
+        return block if self._factor == 1 else block * np.float32(self._factor)
 
     def chunks(self, size: int = _ROWS) -> Iterator[tuple[int, Chunk]]:
         """Pairs of the first row of a chunk and the chunk."""
@@ -50,7 +64,7 @@ class MatrixReader:
 
     def take(self, mask: NDArray[np.bool_]) -> Chunk:
         """The rows where `mask` is true, in memory."""
-        if mask.all() and isinstance(self._matrix, (np.ndarray, sp.csr_matrix, sp.csr_array)):
+        if mask.all() and self._factor == 1 and isinstance(self._matrix, (np.ndarray, sp.csr_matrix, sp.csr_array)):
             return _in_memory(self._matrix)
         parts = [chunk[mask[start : start + chunk.shape[0]]] for start, chunk in self.chunks()]
         if sp.issparse(parts[0]):

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
 from scscore.io.genes import align_genes, check_unique
+from scscore.io.pixels import PixelGrid
 from scscore.io.readers import Chunk, MatrixReader, values
 
-InputKind = Literal["counts", "log", "values"]
+InputKind = Literal["counts", "log", "values", "pixels"]
 Matrix = NDArray[np.float64]
 
 _SAMPLE = 1000
@@ -40,6 +41,10 @@ class Representation(Protocol):
         """Log count total of all cells, ``(n_obs,)``; ``None`` where the representation does not come from counts."""
         ...
 
+    def summary(self) -> str:
+        """What it is, in a few words."""
+        ...
+
 
 class PCAEncoder:
     """Normalise every cell to the same total, log1p, centre, project on principal components; no scaling of genes.
@@ -63,7 +68,7 @@ class PCAEncoder:
     weights
         Factor on the centred log expression of every gene before the components were taken, ``(n_genes,)``, which the loadings hold; ``None`` is 1.
     kind
-        What the model was fitted on: raw counts, log-normalised values that are used as they are, or other features.
+        What the model was fitted on: raw counts, log-normalised values that are used as they are, other features, or pixels of images.
     """
 
     def __init__(
@@ -151,6 +156,8 @@ class PCAEncoder:
         self, adata: AnnData, *, layer: str | None = None, size: int = 4096
     ) -> Iterator[tuple[int, Chunk, Matrix]]:
         """First row, log expression ``(n, n_vars)`` as the encoder sees it, and points of one chunk of cells after the other."""
+        if self.kind == "pixels" and (grid := PixelGrid.of_names(self.genes)) is not None:
+            grid.check(adata)
         position: NDArray[np.int64] | None = align_genes(self.genes, adata).position
         if np.array_equal(position, np.arange(adata.n_vars)):  # type: ignore[arg-type]
             position = None
@@ -177,6 +184,14 @@ class PCAEncoder:
         return np.concatenate(
             [log_depth(chunk[:, known]) for _, chunk in MatrixReader(adata, layer).chunks()]
         ) - np.log(share)
+
+    def summary(self) -> str:
+        """What it is, in a few words."""
+        names = {"values": "features", "pixels": "pixels"}.get(self.kind, "genes")
+        found = f"PCA of {len(self.genes)} {names}"
+        if self.kind == "counts":
+            found += f", counts normalised to {self.target_sum:.0f} per cell"
+        return found if self.weights is None else f"{found}, {names} at unit variance"
 
     def _projection(self, position: NDArray[np.int64] | None, n_columns: int) -> _Projection:
         if position is None:
@@ -239,6 +254,10 @@ class ObsmRepresentation:
         """``None``: how deep the cells were sequenced is not known."""
         return None
 
+    def summary(self) -> str:
+        """What it is, in a few words."""
+        return f"obsm[{self.key!r}]"
+
 
 def log_depth(chunk: Chunk) -> Matrix:
     """Log count total of every cell, ``(n,)``; zero for a cell without any count."""
@@ -277,7 +296,9 @@ def _obsm(adata: AnnData, key: str) -> NDArray[np.number]:
 
 
 def detect_kind(reader: MatrixReader) -> InputKind:
-    """``"counts"`` when the first cells hold whole numbers only, else ``"log"``."""
+    """``"pixels"`` of images, ``"counts"`` when the first cells hold whole numbers only, else ``"log"``."""
+    if reader.pixels:
+        return "pixels"
     sample = values(reader.rows(0, min(reader.shape[0], _SAMPLE)))
     return _kind_of(sample[np.isfinite(sample)])
 
@@ -289,7 +310,7 @@ def _kind_of(sample: NDArray[np.floating]) -> InputKind:
 def check_kind(reader: MatrixReader, kind: InputKind, *, declared: str, where: str) -> None:
     """Raise ValueError when values are not of the kind that is declared."""
     sample = values(reader.rows(0, min(reader.shape[0], _SAMPLE)))
-    if kind == "values" or not np.isfinite(sample).all() or not sample.any() or _kind_of(sample) == kind:
+    if kind in ("values", "pixels") or not np.isfinite(sample).all() or not sample.any() or _kind_of(sample) == kind:
         return  # NaN and infinite values are the business of check_values; all zero may be either kind
     if kind == "counts":
         raise ValueError(
@@ -332,6 +353,8 @@ def training_matrix(
     """The training cells in memory, checked, and the kind of their values (detected when `kind` is None)."""
     check_unique(adata)
     reader = MatrixReader(adata, layer)
+    if reader.pixels and kind is not None:
+        raise ValueError(f"input={kind!r}: adata holds images, whose pixels are used as they are; leave input out.")
     if kind is None:
         kind = detect_kind(reader)
     else:

@@ -16,6 +16,9 @@ from scscore.pl._detectability import detectability
 from scscore.pl._dissipation import dissipation
 from scscore.pl._energy import energy
 from scscore.pl._funnel import funnel
+from scscore.pl._image_attribution import image_attribution
+from scscore.pl._image_grid import image_grid
+from scscore.pl._image_trajectory import image_trajectory
 from scscore.pl._mutation_map import mutation_map
 from scscore.pl._novelty import novelty
 from scscore.pl._perturbation_response import perturbation_response
@@ -36,6 +39,9 @@ __all__ = [
     "dissipation",
     "energy",
     "funnel",
+    "image_attribution",
+    "image_grid",
+    "image_trajectory",
     "mutation_map",
     "novelty",
     "perturbation_response",

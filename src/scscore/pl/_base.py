@@ -123,6 +123,18 @@ def draw_tree(ax: Axes, tree: NDArray[np.floating]) -> None:
     ax.set_xlim(0, 1.05 * float(tree[:, 2].max()) or 1.0)
 
 
+def positions(adata: AnnData, cells: Sequence[str] | None, n_first: int) -> NDArray[np.int64]:
+    """Rows of the named cells, or the first ones; KeyError for those that are not there."""
+    if cells is None:
+        return np.arange(min(n_first, adata.n_obs))
+    names = [cells] if isinstance(cells, str) else list(cells)
+    rows = adata.obs_names.get_indexer(names)
+    if len(rows) == 0 or (rows < 0).any():
+        unknown = [name for name, row in zip(names, rows, strict=True) if row < 0]
+        raise KeyError(f"cells={unknown} are not in adata.obs_names, e.g. {adata.obs_names[:3].tolist()}.")
+    return rows.astype(np.int64)
+
+
 def check_positive(name: str, value: object) -> None:
     """Raise ValueError unless this is a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:

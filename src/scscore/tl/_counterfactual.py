@@ -19,7 +19,7 @@ from scscore.core.trajectories import NoiseStream
 from scscore.io.gene_space import LinearGenes
 from scscore.io.keys import Keys
 from scscore.io.params import json_params, jsonable
-from scscore.io.representation import PCAEncoder
+from scscore.io.representation import ObsmRepresentation, PCAEncoder
 from scscore.model import ScoreModel
 from scscore.tl._validate import (
     check_adata,
@@ -179,7 +179,7 @@ def counterfactual(
     for name, codes_of_class in columns.items():
         named = pd.Categorical.from_codes(codes_of_class, categories=model.classes.astype(object))
         cells.obs[name] = pd.Series(named, index=cells.obs_names)
-    of_points = keys.points if genes is not None else encoder.key  # type: ignore[attr-defined]
+    of_points = encoder.key if isinstance(encoder, ObsmRepresentation) else keys.points
     cells.obsm[of_points] = new_points
     if genes is not None:
         cells.layers["delta"] = delta

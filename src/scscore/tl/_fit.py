@@ -21,6 +21,8 @@ from scscore.core.prior import Prior, resolve_prior
 from scscore.core.reference_fit import Fold, ReferenceShape, candidate_shapes
 from scscore.core.schedule import NoiseSchedule
 from scscore.core.target import TargetGrid
+from scscore.images._conv import Conv
+from scscore.images._fit import fit_image_encoder
 from scscore.io.encoder_choice import (
     CHOICE_FEATURES,
     DEFAULT_TARGET,
@@ -33,13 +35,16 @@ from scscore.io.encoder_choice import (
     represent,
 )
 from scscore.io.folds import make_folds
+from scscore.io.gene_space import Map
 from scscore.io.keys import Keys
 from scscore.io.modalities import bring_target, of_modality
 from scscore.io.params import json_params, jsonable
+from scscore.io.pixels import PixelGrid
 from scscore.io.representation import ObsmRepresentation, Representation, log_depth, obsm_array, training_matrix
 from scscore.model import ScoreModel
 from scscore.tl._validate import (
     check_adata,
+    check_encoder,
     check_name,
     check_positive,
     condition_labels,
@@ -72,6 +77,7 @@ def fit(
     modality: str | None = None,
     layer: str | None = None,
     use_rep: str | None = None,
+    encoder: Literal["pca", "conv"] | Conv | Map = "pca",
     input: Literal["auto", "counts", "log", "values"] = "auto",
     continuous: bool | None = None,
     circular: bool | float = False,
@@ -116,6 +122,11 @@ def fit(
     use_rep
         Name of a representation in ``obsm`` to use instead of the model's own encoder, e.g. ``"X_scVI"``. All its features
         are used. A query then needs the same representation.
+    encoder
+        What turns values into points. ``"pca"``; for images (:func:`scscore.images.from_arrays`) also ``"conv"``, a convolutional network that is
+        trained on the classes, with the settings of :class:`scscore.images.Conv` if such are given, or a function of your own, a backbone
+        in evaluation mode: from a float32 tensor of intensities ``(n, n_channels, height, width)`` to points ``(n, n_features)``. A model with
+        such a function cannot be saved.
     input
         What the values are: raw ``"counts"``, ``"log"``-normalised values that are used as they are, or other features with ``"values"``
         of any sign and unit, which are brought to unit variance. ``"auto"`` takes whole numbers for counts, others for log-normalised.
@@ -212,6 +223,9 @@ def fit(
     check_positive("batch_size", batch_size, optional=False)
     if use_rep is not None and (layer is not None or n_top_genes is not None or n_comps is not None or input != "auto"):
         raise ValueError("use_rep= replaces the model's own encoder: leave out layer, input, n_top_genes and n_comps.")
+    if use_rep is not None and encoder != "pca":
+        raise ValueError("use_rep= and encoder= both say how to turn cells into points: leave one of them out.")
+    check_encoder(adata, encoder, n_comps=n_comps, n_top_genes=n_top_genes)
     grid: TargetGrid | None = None
     y: NDArray[Any]
     counts: NDArray[Any]
@@ -251,6 +265,25 @@ def fit(
         x = obsm_array(adata, use_rep)[labelled]
         representation = ObsmRepresentation(use_rep, x.shape[1])
         represented = [(x[train], x[test]) for train, test in folds_of]
+        shapes = candidate_shapes([x.shape[1]])
+    elif encoder != "pca":
+        chunk, _ = training_matrix(adata, labelled, layer=layer, kind=None)
+        if not callable(encoder) and (condition is None or grid is not None):
+            raise ValueError("encoder='conv' is trained on classes: use encoder='pca' or a function of your own.")
+        representation, x, represented = fit_image_encoder(
+            chunk,
+            PixelGrid.of_names(adata.var_names),  # type: ignore[arg-type]
+            coarse,
+            folds_of,
+            Conv() if isinstance(encoder, str) else encoder,
+            seed=seed,
+            checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
+            progress=progress,
+            accelerator=accelerator,
+            devices=devices,
+            strategy=strategy,
+        )
+        folds_of = folds_of[: len(represented)]
         shapes = candidate_shapes([x.shape[1]])
     else:
         chunk, kind = training_matrix(adata, labelled, layer=layer, kind=None if input == "auto" else input)
@@ -322,6 +355,11 @@ def fit(
             "condition": condition,
             "layer": layer,
             "use_rep": use_rep,
+            "encoder": encoder
+            if isinstance(encoder, str)
+            else vars(encoder)
+            if isinstance(encoder, Conv)
+            else "function",
             "input": input,
             "n_top_genes": n_top_genes,
             "n_comps": n_comps,

@@ -15,6 +15,7 @@ from scscore.core.attribution import attribute as attribute_points
 from scscore.core.diffusion import ConditionalDiffusion
 from scscore.core.trajectories import NoiseStream
 from scscore.io.gene_space import EncodedGenes, GeneChunk, Genes, LinearGenes, Map
+from scscore.io.image_encoder import ImageEncoder
 from scscore.io.representation import PCAEncoder
 from scscore.model import ScoreModel
 
@@ -118,11 +119,13 @@ def genes_of(
     own = model.representation
     if decoder is not None and (encoder is None or isinstance(encoder, str)):
         raise ValueError("decoder= is of use only together with a function as encoder=.")
-    if isinstance(own, PCAEncoder):
+    if isinstance(own, (PCAEncoder, ImageEncoder)):
         if encoder is not None:
             raise ValueError(
                 "encoder= is for models that were fitted with use_rep=; this one has an encoder of its own."
             )
+        if isinstance(own, ImageEncoder):
+            return EncodedGenes.of_images(own, adata, layer=layer)
         return LinearGenes.of_encoder(own, adata, layer=layer)
     key = own.key  # type: ignore[attr-defined]
     if encoder is None or isinstance(encoder, str):

@@ -19,7 +19,7 @@ from scscore.core.trajectories import NoiseStream
 from scscore.io.gene_space import LinearGenes
 from scscore.io.keys import Keys
 from scscore.io.params import json_params, jsonable
-from scscore.io.representation import PCAEncoder
+from scscore.io.representation import ObsmRepresentation, PCAEncoder
 from scscore.model import ScoreModel
 from scscore.tl._validate import check_model, check_positive, seed_of, usable_device
 
@@ -77,7 +77,8 @@ def sample(
 
     - ``obs[name of the condition]``: the class (categorical with all classes of the model); nothing for a model of one density;
     - ``X``, for a model with an encoder of its own: expression of the genes of the model (``var_names``), float32, as the encoder sees it:
-      log1p of counts scaled to the same total per cell, or the log-normalised values that the model was fitted on;
+      log1p of counts scaled to the same total per cell, or the log-normalised values that the model was fitted on; of a model of images, their
+      pixels, see :func:`scscore.images.stack` (behind a convolutional encoder, a linear guess of them);
     - ``obsm[f"X_{k}"]``: the cells in the model's representation, the components that the model uses, float32. A model of a stored
       representation writes these to the key that it reads, ``obsm[use_rep]``, and neither ``X`` nor genes; features of the
       representation that the model does not use are zero;
@@ -242,14 +243,16 @@ def _as_cells(model: ScoreModel, points: NDArray[np.float64], y: NDArray[np.int6
     if condition is not None:
         obs[condition] = pd.Categorical.from_codes(y, categories=model.classes.astype(object))
         written = f"obs[{condition!r}], "
-    if not isinstance(encoder, PCAEncoder):
+    if isinstance(encoder, ObsmRepresentation):
         whole = np.zeros((len(points), encoder.n_features), dtype=np.float32)
         whole[:, : points.shape[1]] = points
-        name = encoder.key  # type: ignore[attr-defined]
-        return AnnData(obs=obs, obsm={name: whole}), f"{written}obsm[{name!r}]"
-    var = pd.DataFrame(index=encoder.genes.astype(object))
-    genes = LinearGenes.of_encoder(encoder, AnnData(obs=obs, var=var), layer=None)
+        return AnnData(obs=obs, obsm={encoder.key: whole}), f"{written}obsm[{encoder.key!r}]"
+    var = pd.DataFrame(index=model.genes.astype(object))  # type: ignore[union-attr]
+    if isinstance(encoder, PCAEncoder):
+        decode = LinearGenes.of_encoder(encoder, AnnData(obs=obs, var=var), layer=None).expression
+    else:
+        decode = encoder.decoder.decode  # type: ignore[attr-defined]
     x = np.empty((len(points), len(var)), dtype=np.float32)
     for start in range(0, len(x), 4096):  # double precision for a few cells at a time
-        x[start : start + 4096] = genes.expression(points[start : start + 4096])
+        x[start : start + 4096] = decode(points[start : start + 4096])
     return AnnData(x, obs=obs, var=var, obsm={key: points.astype(np.float32)}), f"X, {written}obsm[{key!r}]"

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from scscore._logging import logger
 from scscore.core.likelihood import ESTIMATORS
 from scscore.core.target import TargetGrid
+from scscore.images._conv import Conv
+from scscore.io.pixels import PixelGrid
 from scscore.model import ScoreModel
 
 _FEW_VALUES = 20
@@ -80,6 +82,21 @@ def check_model(model: object, *, continuous: bool | None = False) -> None:
             f"model was fitted on the classes of {model.params['condition']!r}; use scscore.tl.classify. A column of numbers "
             "is taken for a continuous target with scscore.tl.fit(..., continuous=True)."
         )
+
+
+def check_encoder(adata: AnnData, encoder: object, **unused: object) -> None:
+    """Raise ValueError unless `encoder` can be fitted on these cells; arguments that only ``"pca"`` knows must be None."""
+    if isinstance(encoder, str) and encoder == "pca":
+        return
+    if encoder != "conv" and not isinstance(encoder, Conv) and not callable(encoder):
+        raise ValueError(f"encoder must be 'pca', 'conv', scscore.images.Conv(...) or a function, got {encoder!r}.")
+    if PixelGrid.of_names(adata.var_names) is None:
+        raise ValueError(
+            "encoder= other than 'pca' needs images, whose pixels are the variables of adata: make it with scscore.images.from_arrays."
+        )
+    for name, value in unused.items():
+        if value is not None:
+            raise ValueError(f"{name}={value!r} is for encoder='pca'; leave it out.")
 
 
 def check_estimator(estimator: object) -> None:

@@ -1,0 +1,87 @@
+"""Fits the encoder of images on all training images and, for honest validation, on the training part of a split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from scscore.images._conv import Conv
+from scscore.images._varied import varied
+from scscore.io.conv_network import ConvNetwork
+from scscore.io.folds import Split
+from scscore.io.gene_space import Map
+from scscore.io.image_encoder import ImageEncoder, encoded
+from scscore.io.pixels import PixelGrid
+
+Array = NDArray[np.float64]
+
+_ROWS = 512
+
+
+def fit_image_encoder(
+    pixels: NDArray[np.float32],
+    grid: PixelGrid,
+    y: NDArray[np.integer],
+    splits: Sequence[Split],
+    how: Conv | Map,
+    *,
+    checkpoint_dir: Path | None,
+    **training: Any,
+) -> tuple[ImageEncoder, Array, list[tuple[Array, Array]]]:
+    """The encoder, its points of all images, and points of training and held-out images of the splits that are of use.
+
+    A trained network places the images that it was trained on better than others. The held-out images of the first split are
+    therefore encoded by a network that has not seen them; training then goes on with all images. A function that knows nothing of the
+    labels serves all splits.
+
+    Parameters
+    ----------
+    pixels
+        Intensities, ``(n, n_vars)``.
+    grid
+        Channels and size of the images.
+    y
+        Class indices, ``(n,)``.
+    splits
+        Training and held-out rows.
+    how
+        Settings of the convolutional network, or a function from images to points.
+    checkpoint_dir
+        Where trained networks are kept, and read from.
+    **training
+        `seed`, `progress` and the arguments of Lightning, of :func:`scscore.images._training.fit_network`.
+    """
+    if not isinstance(how, Conv):
+        encoder, x = ImageEncoder.fit(how, grid, pixels)
+        return encoder, x, [(x[train], x[held_out]) for train, held_out in splits]
+    from scscore.images._training import fit_network  # here, because Lightning takes seconds to import
+
+    def checkpoint(name: str) -> Path | None:
+        return None if checkpoint_dir is None else checkpoint_dir / f"encoder_{name}.safetensors"
+
+    train, held_out = splits[0]
+    images = pixels.reshape(-1, *grid.shape)
+    first = fit_network(
+        images[train], y[train], how, checkpoint=checkpoint("validation"), description="fit: encoder", **training
+    )
+    points = _of_varied(first, images[train], how, training["seed"]), encoded(first, grid, pixels[held_out])
+    network = fit_network(
+        images, y, how, start=first, checkpoint=checkpoint("all"), description="fit: encoder, all images", **training
+    )
+    encoder, _ = ImageEncoder.fit(network, grid, pixels)
+    return encoder, _of_varied(network, images, how, training["seed"]), [points]
+
+
+def _of_varied(network: ConvNetwork, images: NDArray[np.float32], how: Conv, seed: int) -> Array:
+    """Points of varied images: the network knows the images themselves by heart, and places them better than new ones."""
+    generator, parts = torch.Generator().manual_seed(seed), []
+    with torch.inference_mode():
+        for start in range(0, len(images), _ROWS):
+            some = torch.from_numpy(images[start : start + _ROWS])
+            parts.append(network(varied(some, how.augment, generator)))
+    return torch.cat(parts).to(torch.float64).numpy()

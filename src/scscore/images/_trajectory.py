@@ -1,0 +1,115 @@
+"""``images.trajectory``: an image on its way into noise, and what every class makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+
+from scscore._logging import logger
+from scscore.core.trajectories import NoiseStream
+from scscore.images._stacks import from_arrays
+from scscore.io.gene_space import LinearGenes
+from scscore.io.image_encoder import ImageEncoder
+from scscore.io.pixels import PixelGrid
+from scscore.io.representation import PCAEncoder
+from scscore.model import ScoreModel
+
+NOISED = "noised"
+
+
+def trajectory(
+    adata: AnnData,
+    model: ScoreModel,
+    cell: str,
+    *,
+    classes: Sequence[str] | None = None,
+    n_levels: int = 8,
+    rng: int = 0,
+) -> AnnData:
+    r"""One image at several noise levels, and what is behind the noise if the image belongs to one class or another.
+
+    The noise prediction of class :math:`c` turns the noised image :math:`z_\lambda = \alpha z + \sigma\eta` back into
+    :math:`(z_\lambda - \sigma\hat\epsilon_c) / \alpha`, the clean image to be expected. Where the classes disagree about it, and the image
+    sides with one of them, is where its evidence comes from.
+
+    Parameters
+    ----------
+    adata
+        Images, see :func:`scscore.images.from_arrays`.
+    model
+        From :func:`scscore.tl.fit`, best with ``encoder="pca"``: what other encoders forget cannot be drawn.
+    cell
+        Name of the image.
+    classes
+        Classes of the model. ``None``: the two most probable ones.
+    n_levels
+        Number of noise levels, from the cleanest to the noisiest.
+    rng
+        Seed of the noise.
+
+    Returns
+    -------
+    AnnData of images (:func:`scscore.images.stack`), the noised one and that of every class at every level, with ``obs["image"]`` (``"noised"``
+    or the class, categorical) and ``obs["log_snr"]``; for :func:`scscore.pl.image_trajectory`.
+
+    Raises
+    ------
+    KeyError
+        There is no such image, or no such class.
+    ValueError
+        The model was not fitted on images, or they are of another size.
+
+    Examples
+    --------
+    >>> import scscore as scs
+    >>> digits = scs.datasets.digits()
+    >>> model = scs.tl.fit(digits, "digit", max_epochs=2, progress=False)
+    >>> steps = scs.images.trajectory(digits, model, digits.obs_names[0], n_levels=5)
+    >>> steps.obs["image"].nunique(), steps.n_obs
+    (3, 15)
+    """
+    if cell not in adata.obs_names:
+        raise KeyError(f"cell={cell!r} is not in adata.obs_names, e.g. {adata.obs_names[:3].tolist()}.")
+    grid = None if model.genes is None else PixelGrid.of_names(model.genes)
+    if grid is None:
+        raise ValueError("model was not fitted on images; see scscore.images.from_arrays.")
+    if isinstance(n_levels, bool) or not isinstance(n_levels, (int, np.integer)) or n_levels < 2:
+        raise ValueError(f"n_levels must be an integer of at least 2, got {n_levels!r}.")
+    one, diffusion, noise = adata[[cell]].copy(), model.diffusion.cpu(), NoiseStream(rng)
+    with torch.inference_mode():
+        z = model.encode(one)
+        order = np.argsort(-model.log_posterior(z, noise, start=0)[0], kind="stable")
+        names = model.classes.tolist()
+        if unknown := [name for name in classes or [] if name not in names]:
+            raise KeyError(f"classes={unknown} are no classes of the model; classes: {names}.")
+        chosen = [names.index(name) for name in classes] if classes is not None else order[:2].tolist()
+        eta = noise.normal(np.arange(1), z.shape[1], pair=0, step=0).to(z)
+        points = []
+        levels = diffusion.schedule.levels(n_levels - 1).to(z)
+        for lam in levels:
+            alpha, sigma = diffusion.schedule.alpha(lam), diffusion.schedule.sigma(lam)
+            noised = alpha * z + sigma * eta
+            clean = (noised[:, None] - sigma * diffusion.eps(noised, lam)[:, chosen]) / alpha
+            points.append(torch.cat([noised, clean[0]]))
+        found = model.whitening.inverse(torch.stack(points, 1).reshape(-1, z.shape[1])).numpy()
+    encoder = model.representation
+    if isinstance(encoder, PCAEncoder):
+        pixels = LinearGenes.of_encoder(encoder, one, layer=None).expression(found)
+    else:
+        assert isinstance(encoder, ImageEncoder)
+        pixels = encoder.decoder.decode(found)
+    kinds = [NOISED, *(names[k] for k in chosen)]
+    obs = pd.DataFrame(
+        {
+            "image": pd.Categorical(np.repeat(kinds, n_levels), categories=kinds),
+            "log_snr": np.tile(levels.numpy(), len(kinds)),
+        }
+    )
+    obs.index = [f"{cell}_{kind}_{i}" for kind in kinds for i in range(n_levels)]
+    logger.info("drew %s at %d noise levels, as %s", cell, n_levels, kinds[1:])
+    images = pixels.reshape(-1, *grid.shape).astype(np.float32)
+    return from_arrays(images, obs=obs, channels=grid.channels, channel_axis=1)

@@ -1,0 +1,66 @@
+"""Images side by side in one axes: what the plots of images share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scscore.pl import _base
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Array = NDArray[np.floating]
+
+_TILE = 0.95  # inches
+_GAP = 0.08  # of a tile
+_WHITE = 0.999  # quantile
+
+
+def as_rgb(images: Array) -> Array:
+    """Colours ``(n, height, width, 3)`` between 0 and 1 of images ``(n, n_channels, height, width)``.
+
+    Three channels are red, green and blue, others are averaged. Where intensities exceed one, their highest ones are white.
+    """
+    found = images if images.shape[1] == 3 else np.repeat(images.mean(1, keepdims=True), 3, axis=1)
+    if images.max() > 1.5:
+        found = found / max(float(np.quantile(found, _WHITE)), 1e-12)
+    return np.clip(np.moveaxis(found, 1, -1), 0, 1)
+
+
+def mosaic_axes(ax: Axes | None, n_rows: int, n_columns: int, *, between: float = 0.0) -> Axes:
+    """Axes for so many tiles; `between` is further space between rows, in tiles."""
+    height = n_rows + (n_rows - 1) * (_GAP + between)
+    return _base.axes_of_size(ax, (_TILE * (n_columns + (n_columns - 1) * _GAP), _TILE * height))
+
+
+def draw_mosaic(
+    ax: Axes,
+    tiles: Array,
+    *,
+    above: Sequence[Sequence[str]] | None = None,
+    rows: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    between: float = 0.0,
+) -> None:
+    """Draw tiles ``(n_rows, n_columns, height, width, 3)``, texts above each of them, and names of rows and columns."""
+    n_rows, n_columns, height, width = tiles.shape[:4]
+    step_x, step_y = 1 + _GAP, 1 + _GAP + between
+    for i in range(n_rows):
+        for j in range(n_columns):
+            x, y = j * step_x, i * step_y
+            ax.imshow(tiles[i, j], extent=(x, x + 1, y + 1, y), interpolation="nearest", aspect="auto")
+            if above is not None and above[i][j]:
+                ax.text(x + 0.5, y - 0.03, above[i][j], ha="center", va="bottom", fontsize=7.5, linespacing=1.1)
+    ax.set_xlim(0, (n_columns - 1) * step_x + 1)
+    ax.set_ylim((n_rows - 1) * step_y + 1, 0)
+    ax.set_yticks([i * step_y + 0.5 for i in range(len(rows))], rows, fontsize=9)
+    ax.set_xticks([j * step_x + 0.5 for j in range(len(columns))], columns, fontsize=8)
+    ax.tick_params(length=0)
+    ax.grid(False)
+    ax.set_aspect(height / width)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
