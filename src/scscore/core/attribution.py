@@ -56,13 +56,16 @@ class Contrast:
             return None
         return torch.stack([self.target, others.to(torch.int64).argmax(-1)], dim=-1)
 
-    def baseline(self, reference: GaussianReference) -> Tensor:
-        """Where neither side is favoured, on the line between their means, ``(n, n_features)``; see :func:`neutral_points`."""
+    def means(self, reference: GaussianReference) -> tuple[Tensor, Tensor]:
+        """Means of what the target is compared with, and of the target, ``(n, n_features)`` each."""
+        means = reference.class_means
+        return self.log_weights.exp() @ means, means[self.target]
+
+    def distinct(self) -> tuple[Contrast, Tensor]:
+        """The different rows, and which of them every cell has."""
         both = torch.cat([self.target[:, None].to(self.log_weights), self.log_weights.exp()], dim=1)
         unique, inverse = both.unique(dim=0, return_inverse=True)
-        one = Contrast(unique[:, 0].long(), unique[:, 1:].log())
-        means = reference.class_means
-        return neutral_points(reference, one.evidence, unique[:, 1:] @ means, means[one.target])[inverse]
+        return Contrast(unique[:, 0].long(), unique[:, 1:].log()), inverse
 
 
 @dataclass(frozen=True)
@@ -99,33 +102,34 @@ class ValueContrast:
     def pairs(self) -> None:
         """Always ``None``: all nodes may have a weight."""
 
-    def baseline(self, reference: GaussianReference) -> Tensor:
-        """Where neither side is favoured, on the line between their means, ``(n, n_features)``; see :func:`neutral_points`."""
-        unique, inverse = torch.cat([self.weights, self.others], dim=1).unique(dim=0, return_inverse=True)
-        weights, rest = unique.chunk(2, dim=1)
-        one = ValueContrast(weights, rest, self.to_bins, self.log_prior)
+    def means(self, reference: GaussianReference) -> tuple[Tensor, Tensor]:
+        """Means of what the value is compared with, and of the value, ``(n, n_features)`` each."""
         means = reference.class_means
-        return neutral_points(reference, one.evidence, rest @ means, weights @ means)[inverse]
+        return self.others @ means, self.weights @ means
+
+    def distinct(self) -> tuple[ValueContrast, Tensor]:
+        """The different rows, and which of them every cell has."""
+        unique, inverse = torch.cat([self.weights, self.others], dim=1).unique(dim=0, return_inverse=True)
+        weights, others = unique.chunk(2, dim=1)
+        return ValueContrast(weights, others, self.to_bins, self.log_prior), inverse
 
 
 @torch.no_grad()
-def neutral_points(reference: GaussianReference, evidence: Evidence, start: Tensor, end: Tensor) -> Tensor:
-    """Points between `start` and `end`, ``(n, n_features)`` each, at which the evidence of the closed-form reference is zero.
+def neutral_points(evidence: Evidence, start: Tensor, end: Tensor) -> Tensor:
+    """Points between `start` and `end`, ``(n, n_features)`` each, at which the evidence is zero.
 
     The last such point before the end; where there is none, the point of the lowest evidence.
 
     Parameters
     ----------
-    reference
-        The reference.
     evidence
-        From its log-likelihoods to nats, ``(n,)``.
+        From points to nats, ``(n,)``.
     start, end
         Means of the two sides.
     """
 
     def at(t: Tensor) -> Tensor:
-        return evidence(reference.log_prob(start + t[..., None] * (end - start)))
+        return evidence(start + t[..., None] * (end - start))
 
     grid = torch.linspace(0, 1, _GRID + 1, dtype=torch.float64, device=start.device)
     values = torch.stack([at(t.expand(len(start))) for t in grid])
@@ -175,13 +179,13 @@ class Encoded(NamedTuple):
         Inputs of the encoder, ``(n, n_inputs)``.
     to_points
         From such inputs to points of the engine's space.
-    baseline
+    decode
         From points of the engine's space to inputs.
     """
 
     cells: Tensor
     to_points: Evidence
-    baseline: Evidence
+    decode: Evidence
 
 
 def dissipation_parts(
@@ -338,9 +342,9 @@ def attribute(
         Attribute the evidence that is left at this noise level, see :func:`frozen_evidence`.
     """
     to_points: Evidence = torch.nn.Identity()
-    baseline = contrast.baseline(model.reference)
+    baseline = baseline_of(model.reference, contrast, encoded)
     if encoded is not None:
-        z, baseline, to_points = encoded.cells, encoded.baseline(baseline), encoded.to_points
+        z, to_points = encoded.cells, encoded.to_points
     n_draws = 1 if model.denoiser is None and level is None else n_paths // 2
     parts = []
     for pair in range(n_draws):
@@ -349,6 +353,20 @@ def attribute(
         parts.append(integrated_gradients(along, z, baseline, n_segments=n_segments))
     gradient, value, value_at_baseline, correction = (torch.stack(part).detach() for part in zip(*parts, strict=True))
     return LatentAttribution(gradient, value, value_at_baseline, z.to(torch.float64) - baseline, correction)
+
+
+def baseline_of(
+    reference: GaussianReference, contrast: Contrast | ValueContrast, encoded: Encoded | None = None
+) -> Tensor:
+    """Where neither side is favoured by the reference, between the means of the sides; before the encoder if there is one."""
+    if encoded is None:
+        one, inverse = contrast.distinct()
+        points = neutral_points(lambda z: one.evidence(reference.log_prob(z)), *one.means(reference))
+        return points[inverse]
+    start, end = (encoded.decode(mean) for mean in contrast.means(reference))
+    return neutral_points(
+        lambda x: contrast.evidence(reference.log_prob(encoded.to_points(x.to(torch.float32)))), start, end
+    )
 
 
 def _composed(evidence: Evidence, to_points: Evidence, inputs: Tensor) -> Tensor:

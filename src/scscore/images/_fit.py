@@ -7,20 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from scscore.images._conv import Conv
-from scscore.images._varied import varied
-from scscore.io.conv_network import ConvNetwork
 from scscore.io.folds import Split
 from scscore.io.gene_space import Map
 from scscore.io.image_encoder import ImageEncoder, encoded
 from scscore.io.pixels import PixelGrid
 
 Array = NDArray[np.float64]
-
-_ROWS = 512
 
 
 def fit_image_encoder(
@@ -69,19 +64,9 @@ def fit_image_encoder(
     first = fit_network(
         images[train], y[train], how, checkpoint=checkpoint("validation"), description="fit: encoder", **training
     )
-    points = _of_varied(first, images[train], how, training["seed"]), encoded(first, grid, pixels[held_out])
+    points = encoded(first, grid, pixels[train]), encoded(first, grid, pixels[held_out])
     network = fit_network(
         images, y, how, start=first, checkpoint=checkpoint("all"), description="fit: encoder, all images", **training
     )
-    encoder, _ = ImageEncoder.fit(network, grid, pixels)
-    return encoder, _of_varied(network, images, how, training["seed"]), [points]
-
-
-def _of_varied(network: ConvNetwork, images: NDArray[np.float32], how: Conv, seed: int) -> Array:
-    """Points of varied images: the network knows the images themselves by heart, and places them better than new ones."""
-    generator, parts = torch.Generator().manual_seed(seed), []
-    with torch.inference_mode():
-        for start in range(0, len(images), _ROWS):
-            some = torch.from_numpy(images[start : start + _ROWS])
-            parts.append(network(varied(some, how.augment, generator)))
-    return torch.cat(parts).to(torch.float64).numpy()
+    encoder, x = ImageEncoder.fit(network, grid, pixels)
+    return encoder, x, [points]

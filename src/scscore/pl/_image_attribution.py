@@ -97,7 +97,7 @@ def image_attribution(
 
     limit = float(np.quantile(abs(parts), _CLIP)) or 1.0
     mappable = ScalarMappable(Normalize(-limit, limit), colormaps[cmap])
-    colored = colormaps[cmap](mappable.norm(parts))[..., :3]
+    colored = np.asarray(colormaps[cmap](np.clip(0.5 + 0.5 * parts / limit, 0, 1)))[..., :3]
     strength = np.clip(abs(parts) / limit, 0, 1)[..., None]
     grey = images.mean(-1, keepdims=True)
     grey = 1 - _FAINT * (grey if np.median(grey) < _DARK else 1 - grey)

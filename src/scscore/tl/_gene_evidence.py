@@ -104,7 +104,7 @@ class EvidenceSplit:
             return whitening(encode(x.cpu())[:, :d] - shift).to(z)
 
         cells = Encoded(
-            torch.from_numpy(chunk.expression), to_points, lambda baseline: torch.from_numpy(expression(baseline))
+            torch.from_numpy(chunk.expression), to_points, lambda points: torch.from_numpy(expression(points))
         )
         found = attribute_points(self.integrated, z, contrast, n_segments=self.n_segments, encoded=cells, **effort)
         above = found.displacement.numpy()
