@@ -1,5 +1,6 @@
 """``tl.fit`` and ``tl.regress`` on continuous targets with known posteriors."""
 
+from copy import copy
 from pathlib import Path
 
 import anndata as ad
@@ -121,6 +122,14 @@ def test_saved_model_predicts_the_same(predicted: AnnData, model: scs.ScoreModel
     again = predicted.copy()
     scs.tl.regress(again, loaded, progress=False)
     assert again.obs.equals(predicted.obs)
+
+
+def test_summary_of_a_name_with_a_colon(model: scs.ScoreModel):
+    renamed = copy(model)
+    renamed.params = {**model.params, "condition": "ddG: folding"}
+    edges = model.target.edges
+    expected = f"  target          ddG: folding, {edges[0]:.3g} to {edges[-1]:.3g} in 64 bins, 800 cells"
+    assert expected in renamed.summary().splitlines()
 
 
 def test_direct_twin(tmp_path: Path):
