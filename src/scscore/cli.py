@@ -79,6 +79,27 @@ def _parser() -> argparse.ArgumentParser:
     def modality(add: Callable[..., argparse.Action]) -> None:
         add("--modality", metavar="NAME", help="of an .h5mu file (default: the only one, or rna)")
 
+    def of_query(
+        name: str, run: Callable[[argparse.Namespace], None], text: str, *, csv: str, query: str = "cells"
+    ) -> Callable[..., argparse.Action]:
+        """A command that reads cells and a model and writes annotated cells."""
+        add = command(name, run, text)
+        add("query", metavar="QUERY", type=Path, help=f"{query}, .h5ad, .zarr or .h5mu")
+        modality(add)
+        add("--model", required=True, metavar="DIR", type=Path, help="model directory that fit wrote")
+        add("--out", required=True, type=Path, help="file to write, .h5ad or .zarr; replaced if it is there")
+        add("--csv", type=Path, help=f"{csv} as a table, too")
+        add("--layer", help="layer with the values (default: X)")
+        add("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: auto)")
+        add(
+            "--key-added",
+            default="scscore",
+            metavar="KEY",
+            help="name of all slots that are written (default: scscore)",
+        )
+        add("--seed", type=int, default=0, help="the same seed gives the same result (default: 0)")
+        return add
+
     add = command("fit", _fit, "train a model on labelled cells and write it to a directory")
     add("reference", metavar="REF", type=Path, help="labelled cells, .h5ad, .zarr or .h5mu")
     modality(add)
@@ -121,13 +142,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="the same seed gives the same model (default: 0)")
     add("--overwrite", action="store_true", help="replace an existing model")
 
-    add = command("classify", _classify, "label cells with a model and write them with the results")
-    add("query", metavar="QUERY", type=Path, help="cells, .h5ad, .zarr or .h5mu")
-    modality(add)
-    add("--model", required=True, metavar="DIR", type=Path, help="model directory that fit wrote")
-    add("--out", required=True, type=Path, help="file to write, .h5ad or .zarr; replaced if it is there")
-    add("--csv", type=Path, help="labels and their confidence as a table, too")
-    add("--layer", help="layer with the values (default: X)")
+    add = of_query(
+        "classify",
+        _classify,
+        "label cells with a model and write them with the results",
+        csv="labels and their confidence",
+    )
     add("--prior", choices=["train", "uniform", "estimate"], help="class prior (default: that of the fit)")
     add(
         "--reject",
@@ -140,22 +160,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--n-steps", type=int, metavar="N", help="jumps per noising trajectory")
     add("--n-paths", type=int, metavar="N", help="trajectories per cell, an even number")
     add("--batch-size", type=int, default=1024, metavar="N", help="cells per chunk (default: 1024)")
-    add("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: auto)")
-    add("--key-added", default="scscore", metavar="KEY", help="name of all slots that are written (default: scscore)")
-    add("--seed", type=int, default=0, help="the same seed gives the same result (default: 0)")
 
-    add = command("regress", _regress, "predict a continuous target with intervals and densities")
-    add("query", metavar="QUERY", type=Path, help="cells, .h5ad, .zarr or .h5mu")
-    modality(add)
-    add("--model", required=True, metavar="DIR", type=Path, help="model directory that fit wrote")
-    add("--out", required=True, type=Path, help="file to write, .h5ad or .zarr; replaced if it is there")
-    add("--csv", type=Path, help="mean, standard deviation and interval as a table, too")
-    add("--layer", help="layer with the values (default: X)")
+    add = of_query(
+        "regress",
+        _regress,
+        "predict a continuous target with intervals and densities",
+        csv="mean, standard deviation and interval",
+    )
     add("--prior", choices=["train", "uniform"], help="prior of the target (default: that of the fit)")
     add("--coverage", type=float, default=0.9, metavar="P", help="coverage of the intervals (default: 0.9)")
-    add("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: auto)")
-    add("--key-added", default="scscore", metavar="KEY", help="name of all slots that are written (default: scscore)")
-    add("--seed", type=int, default=0, help="the same seed gives the same result (default: 0)")
 
     add = command("calibrate", _calibrate, "recalibrate a model on labelled cells that it was not trained on")
     add("query", metavar="QUERY", type=Path, help="labelled cells, .h5ad or .zarr")
@@ -168,36 +181,29 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="the same seed gives the same result (default: 0)")
     add("--overwrite", action="store_true", help="replace an existing model")
 
-    add = command("attribute", _attribute, "split the evidence for every class into genes")
-    add("query", metavar="QUERY", type=Path, help="cells, .h5ad, .zarr or .h5mu")
-    modality(add)
-    add("--model", required=True, metavar="DIR", type=Path, help="model directory that fit wrote")
-    add("--out", required=True, type=Path, help="file to write, .h5ad or .zarr; replaced if it is there")
-    add("--csv", type=Path, help="nats of every gene for every class as a table, too")
+    add = of_query(
+        "attribute",
+        _attribute,
+        "split the evidence for every class into genes",
+        csv="nats of every gene for every class",
+    )
     add(
         "--target",
         metavar="NAME",
         help="a class or value, or a column of obs with them (default: the most probable class)",
     )
     add("--reference", metavar="NAME", help="rest, runner-up, marginal, or a class or value (default: rest)")
-    add("--layer", help="layer with the values (default: X)")
-    add("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: auto)")
-    add("--key-added", default="scscore", metavar="KEY", help="name of all slots that are written (default: scscore)")
-    add("--seed", type=int, default=0, help="the same seed gives the same result (default: 0)")
 
-    add = command("perturbation", _perturbation, "predict perturbations, responses and what can be detected")
-    add("query", metavar="QUERY", type=Path, help="cells that the model has not seen, .h5ad, .zarr or .h5mu")
-    modality(add)
-    add("--model", required=True, metavar="DIR", type=Path, help="model directory that fit wrote")
+    add = of_query(
+        "perturbation",
+        _perturbation,
+        "predict perturbations, responses and what can be detected",
+        csv="what is known of every perturbation",
+        query="cells that the model has not seen",
+    )
     add("--control", required=True, metavar="NAME", help="class of unperturbed cells")
-    add("--out", required=True, type=Path, help="file to write, .h5ad or .zarr; replaced if it is there")
-    add("--csv", type=Path, help="what is known of every perturbation as a table, too")
     add("--assigned", metavar="COLUMN", help="column of obs with assigned perturbations (default: that of the fit)")
     add("--exclude", metavar="COLUMN", help="boolean column of obs, true for cells to leave out, e.g. with two guides")
-    add("--layer", help="layer with the values (default: X)")
-    add("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: auto)")
-    add("--key-added", default="scscore", metavar="KEY", help="name of all slots that are written (default: scscore)")
-    add("--seed", type=int, default=0, help="the same seed gives the same result (default: 0)")
 
     add = command("report", _report, "write a page with tables and figures about classified cells")
     add("classified", metavar="CLASSIFIED", type=Path, help="cells that classify has written, .h5ad or .zarr")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -93,8 +93,7 @@ class ScoreModel:
         if self.params["condition"] is None:
             return f"ScoreModel of one density: {cells}"
         if self.target is not None:
-            ends = f"{self.target.edges[0]:.3g} to {self.target.edges[-1]:.3g} in {self.target.n_bins} bins"
-            return f"ScoreModel of the continuous {self.params['condition']!r}: {ends}, {round(self.class_counts.sum())} cells"
+            return f"ScoreModel of the continuous {self.params['condition']!r}: {self._range(self.target)}"
         return f"ScoreModel of {self.params['condition']!r}: {len(self.classes)} classes, {cells}"
 
     @property
@@ -141,7 +140,7 @@ class ScoreModel:
         if self.target is not None:
             held_out = 0 if self.held_out_values is None else len(self.held_out_values.y)
             reference = f"cross-validated R2 {choice['accuracy']:.3f}"
-            classes = [f"  target          {self.params['condition']}, {repr(self).split(': ')[1]}"]
+            classes = [f"  target          {self.params['condition']}, {self._range(self.target)}"]
             trained = (
                 f"  network         {self.params['n_steps_trained']} steps, validation R2 {self.params['validation_accuracy']:.3f}, "
                 f"negative log density {self.params['validation_nll']:.3f} nats"
@@ -177,6 +176,10 @@ class ScoreModel:
                 *temperature,
             ]
         )
+
+    def _range(self, target: TargetGrid) -> str:
+        n_cells = round(self.class_counts.sum())
+        return f"{target.edges[0]:.3g} to {target.edges[-1]:.3g} in {target.n_bins} bins, {n_cells} cells"
 
     def _levels(self) -> list[str]:
         if isinstance(self.engine, DirectPosterior):
@@ -222,9 +225,20 @@ class ScoreModel:
         """Points of the representation without the shift of their level, where that is known."""
         return x if self.covariates is None else remove(x, self.covariates.shifts, codes)
 
-    def log_likelihood(
+    def log_likelihood(self, adata: AnnData, **options: Any) -> Iterator[tuple[slice, LogLikelihood]]:
+        """Log p(x given class) by the mean of all networks; arguments as in :meth:`log_likelihoods`.
+
+        Yields
+        ------
+        Rows, and their estimates.
+        """
+        for rows, (found,) in self.log_likelihoods(adata, [self.engine], **options):
+            yield rows, found
+
+    def log_likelihoods(
         self,
         adata: AnnData,
+        engines: Sequence[ConditionalDiffusion | DirectPosterior],
         *,
         layer: str | None,
         n_steps: int,
@@ -233,21 +247,20 @@ class ScoreModel:
         batch_size: int,
         estimator: Estimator = "dissipation",
         stopping: Stopping | None = None,
-        engine: ConditionalDiffusion | DirectPosterior | None = None,
         device: str = "cpu",
         progress: bool = False,
         description: str = "classify",
-    ) -> Iterator[tuple[slice, LogLikelihood]]:
+    ) -> Iterator[tuple[slice, list[LogLikelihood]]]:
         """Log p(x given class) in the model's representation, chunk by chunk: cells are read, encoded and let go.
 
         Parameters
         ----------
         adata, layer
             Cells, and the layer with their values (``None`` is ``X``).
+        engines
+            The engine of the model, or some of :meth:`members`.
         n_steps, n_paths, estimator, stopping
             See :func:`scscore.core.likelihood.log_likelihood`.
-        engine
-            One of :meth:`members`; ``None``: the mean of all.
         seed
             Seed of the noise; every cell has its own noise, whatever the batch size.
         batch_size
@@ -259,36 +272,32 @@ class ScoreModel:
 
         Yields
         ------
-        Rows, and their estimates.
+        Rows, and their estimates by every engine.
         """
         direct = isinstance(self.engine, DirectPosterior)
         noise, volume = NoiseStream(seed), 0.0 if direct else self.whitening.log_abs_det
         codes = None if self.covariates is None else self.covariates.codes(adata.obs)
+        effort: dict[str, Any] = {"estimator": estimator, "n_steps": n_steps, "n_paths": n_paths, "stopping": stopping}
 
-        def estimates(z: torch.Tensor, start: int) -> LogLikelihood:
-            return log_likelihood(
-                self.engine if engine is None else engine,
-                z,
-                noise=noise,
-                estimator=estimator,
-                n_steps=n_steps,
-                n_paths=n_paths,
-                start=start,
-                stopping=stopping,
-            )
+        def estimate(engine: ConditionalDiffusion | DirectPosterior, z: torch.Tensor, rows: slice) -> LogLikelihood:
+            def at(points: torch.Tensor) -> LogLikelihood:
+                return log_likelihood(engine, points, noise=noise, start=rows.start, **effort)
+
+            found = at(z)
+            if codes is not None and (unknown := codes[rows] < 0).any():
+                levels = [at(z - shift) for shift in self._whitened_shifts().to(z)]
+                log_frequencies = np.log(self.covariates.frequencies)  # type: ignore[union-attr]
+                found = found.replaced(LogLikelihood.mixture(levels, log_frequencies), unknown)
+            found = found.shifted(volume)
+            return found if self.target is None else found.mapped(self.target.to_bins)
 
         for rows, z in self.points(
             adata, layer=layer, batch_size=batch_size, device=device, progress=progress, description=description
         ):
             # the flow differentiates, which inference mode does not allow
             with torch.no_grad() if estimator == "flow" else torch.inference_mode():
-                found = estimates(z, rows.start)
-                if codes is not None and (unknown := codes[rows] < 0).any():
-                    levels = [estimates(z - shift, rows.start) for shift in self._whitened_shifts().to(z)]
-                    log_frequencies = np.log(self.covariates.frequencies)  # type: ignore[union-attr]
-                    found = found.replaced(LogLikelihood.mixture(levels, log_frequencies), unknown)
-            found = found.shifted(volume)
-            yield rows, found if self.target is None else found.mapped(self.target.to_bins)
+                found = [estimate(engine, z, rows) for engine in engines]
+            yield rows, found
 
     def log_posterior(
         self, z: torch.Tensor, noise: NoiseStream, *, start: int, n_steps: int | None = None

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm, vonmises
 
-from scscore.core.target import SMOOTHING, Predictive, TargetGrid, conformal_share, difference, entropies
+from scscore.core.conformal import conformal_share
+from scscore.core.target import SMOOTHING, Predictive, TargetGrid, difference, entropies
 
 PERIOD = 24.0
 

@@ -1,5 +1,6 @@
 """``tl.fit`` and ``tl.regress`` on continuous targets with known posteriors."""
 
+from copy import copy
 from pathlib import Path
 
 import anndata as ad
@@ -38,12 +39,12 @@ def linear(n: int, seed: int) -> AnnData:
 
 @pytest.fixture(scope="module")
 def ensemble() -> scs.ScoreModel:
-    return scs.tl.fit(noisy(1600, 0), "y", input="values", n_members=3, max_epochs=100, progress=False)
+    return scs.tl.fit(noisy(1600, 0), "y", input="values", n_members=2, max_epochs=45, progress=False)
 
 
 @pytest.fixture(scope="module")
 def model() -> scs.ScoreModel:
-    return scs.tl.fit(linear(800, 0), "y", input="values", n_members=1, max_epochs=20, progress=False)
+    return scs.tl.fit(linear(800, 0), "y", input="values", n_members=1, max_epochs=5, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +124,14 @@ def test_saved_model_predicts_the_same(predicted: AnnData, model: scs.ScoreModel
     assert again.obs.equals(predicted.obs)
 
 
+def test_summary_of_a_name_with_a_colon(model: scs.ScoreModel):
+    renamed = copy(model)
+    renamed.params = {**model.params, "condition": "ddG: folding"}
+    edges = model.target.edges
+    expected = f"  target          ddG: folding, {edges[0]:.3g} to {edges[-1]:.3g} in 64 bins, 800 cells"
+    assert expected in renamed.summary().splitlines()
+
+
 def test_direct_twin(tmp_path: Path):
     direct = scs.tl.fit(
         linear(800, 0), "y", input="values", objective="direct", n_members=2, max_epochs=40, progress=False
@@ -147,7 +156,7 @@ def test_phase_on_a_circle():
     cells = AnnData(x.astype(np.float32))
     cells.obs["hour"] = np.mod(np.arctan2(x[:, 0], x[:, 1]) * 12 / np.pi + rng.normal(0, 0.5, 900), 24)
     train, test = cells[:600].copy(), cells[600:].copy()
-    phase = scs.tl.fit(train, "hour", input="values", circular=24.0, n_members=1, max_epochs=60, progress=False)
+    phase = scs.tl.fit(train, "hour", input="values", circular=24.0, n_members=1, max_epochs=30, progress=False)
     scs.tl.regress(test, phase, progress=False)
     error = phase.target.difference(test.obs["hour"], test.obs["scscore_mean"])
     assert np.sqrt(np.mean(error**2)) < 1.3
@@ -254,7 +263,7 @@ def test_features_that_follow_from_others_do_no_harm():
     letter = rng.integers(0, 5, 600)
     cells = AnnData(np.eye(5, dtype=np.float32)[letter])
     cells.obs["y"] = letter + 0.3 * rng.normal(size=600)
-    fitted = scs.tl.fit(cells, "y", input="values", n_members=1, max_epochs=40, progress=False)
+    fitted = scs.tl.fit(cells, "y", input="values", n_members=1, max_epochs=4, progress=False)
     scs.tl.regress(cells, fitted, progress=False)
     assert fitted.diffusion.n_features == 4
     assert np.corrcoef(cells.obs["scscore_mean"], cells.obs["y"])[0, 1] > 0.95

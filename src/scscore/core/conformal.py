@@ -89,3 +89,20 @@ def conformal_p_values(
         total = weight.sum() + own
         out[:, k] = (at_least[position] + own) / total if total > 0 else 0.0
     return out
+
+
+def conformal_share(scores: ArrayLike, coverage: float) -> float:
+    r"""Central share of a predictive distribution that holds a new value with probability `coverage`, at most 1.
+
+    Split-conformal with the nonconformity :math:`|2F(y) - 1|` of held-out values.
+
+    Parameters
+    ----------
+    scores
+        Of the held-out values, ``(n,)``.
+    coverage
+        Between 0 and 1.
+    """
+    ordered = np.sort(np.asarray(scores, dtype=np.float64))
+    rank = int(np.ceil((len(ordered) + 1) * coverage))
+    return 1.0 if rank > len(ordered) else float(ordered[rank - 1])

@@ -59,7 +59,7 @@ class DirectNetwork(nn.Module):
         self, scale: Tensor, n_classes: int, *, width: int = 128, n_blocks: int = 2, dropout: float = 0.1
     ) -> None:
         super().__init__()
-        self.shape = {"direct": True, "width": width, "n_blocks": n_blocks, "dropout": dropout}
+        self.shape = {"width": width, "n_blocks": n_blocks, "dropout": dropout}
         self.register_buffer("scale", scale.to(torch.float32))
         self.stem = nn.Linear(len(scale), width)
         self.blocks = nn.ModuleList(
@@ -84,7 +84,7 @@ class DirectNetwork(nn.Module):
         return len(self.scale)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Log-ratios of the bins, ``(n, n_classes)``."""
+        """Log-ratios of the nodes, ``(n, n_classes)``."""
         hidden = self.stem(z / self.scale)
         for block in self.blocks:
             hidden = hidden + block(hidden)

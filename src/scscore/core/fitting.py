@@ -40,10 +40,8 @@ from scscore.core.training import TrainingConfig, TrainingResult, train
 _ENOUGH_VALIDATION_CELLS = 2000
 _MAX_VALIDATION_RUNS = 3
 _ENOUGH_CELLS_FOR_LEVELS = 300
-_WIDTH, _WIDTH_OF_VALUES = (
-    128,
-    256,
-)  # of the networks: with a continuous target they have more to learn than the reference knows
+# of the networks: with a continuous target they have more to learn than the reference knows
+_WIDTH, _WIDTH_OF_VALUES = 128, 256
 
 
 @dataclass(frozen=True)
@@ -218,18 +216,16 @@ def fit_conditional_diffusion(
         held_out_log_likelihood += np.repeat(volumes, sizes)[:, None]
 
     final_steps = round(results[0].steps[best] * len(x) * len(results) / n_train)
-    final: ConditionalDiffusion | DirectPosterior = ConditionalDiffusion(schedule, chosen.reference)
-    if direct:
-        final_steps, final = max(final_steps, 1), untrained(chosen.reference, torch.from_numpy(x), seed)
-    if final_steps:
-        z = chosen.whitening(torch.from_numpy(x))
-        members = []
-        for i in range(n_members):
-            name = "all cells" if n_members == 1 else f"all cells, member {i + 1}"
-            member = untrained(chosen.reference, z, seed + i)
-            run(name, member, z, y, config=replace(config, max_steps=final_steps), seed=seed + i)
-            members.append(member.denoiser)
-        final.denoiser = members[0] if n_members == 1 else Ensemble(members)  # type: ignore[arg-type]
+    if direct:  # there is no reference to do without a network
+        final_steps = max(final_steps, 1)
+    z, members = chosen.whitening(torch.from_numpy(x)), []
+    for i in range(n_members if final_steps else 0):
+        name = "all cells" if n_members == 1 else f"all cells, member {i + 1}"
+        members.append(untrained(chosen.reference, z, seed + i))
+        run(name, members[i], z, y, config=replace(config, max_steps=final_steps), seed=seed + i)
+    final = members[0] if members else ConditionalDiffusion(schedule, chosen.reference)
+    if len(members) > 1:
+        final.denoiser = Ensemble([member.denoiser for member in members])  # type: ignore[misc]
     final.eval()
     n_jumps = n_steps
     if isinstance(final, ConditionalDiffusion):
@@ -283,10 +279,7 @@ def _judge_values(
         return -float(predictive(temperature).log_density(truth).mean())
 
     temperature = fit_temperature(loss, len(truth))
-    found = predictive(temperature)
-    spread = np.mean(grid.difference(truth, grid.mean) ** 2)
-    r2 = 1 - np.mean(grid.difference(found.mean, truth) ** 2) / max(float(spread), 1e-300)
-    return temperature, (), loss(temperature), float(r2)
+    return temperature, (), loss(temperature), grid.r2(truth, predictive(temperature).mean)
 
 
 def _choose_reference(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
 
 from scscore.core.calibration import log_posterior
-from scscore.core.conformal import SetMethod, conformal_p_values, nonconformity
+from scscore.core.conformal import SetMethod, conformal_p_values, conformal_share, nonconformity
 from scscore.core.novelty import class_entropies, depth_trend, p_value, typicality_score
-from scscore.core.target import Predictive, TargetGrid, conformal_share
+from scscore.core.target import Predictive, TargetGrid
 from scscore.core.thinning import evenly_spread
 
 Array = NDArray[np.float64]
@@ -20,7 +22,35 @@ _MOST_CELLS = 5000
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class _HeldOutCells:
+    """What both kinds of labels share; the attributes are explained there."""
+
+    log_likelihood: NDArray[np.float32]
+    y: NDArray[Any]
+    log_depth: NDArray[np.float32] | None = None
+    label_type: ClassVar[type[np.generic]]
+
+    @classmethod
+    def of(cls, log_likelihood: ArrayLike, y: ArrayLike, log_depth: ArrayLike | None = None) -> Self:
+        """At most 5,000 of the cells, evenly spread."""
+        values, labels = np.asarray(log_likelihood, dtype=np.float32), np.asarray(y, dtype=cls.label_type)
+        rows = evenly_spread(len(labels), _MOST_CELLS)
+        depth = None if log_depth is None else np.asarray(log_depth, dtype=np.float32)[rows]
+        return cls(np.ascontiguousarray(values[rows]), labels[rows], depth)
+
+    def _p_value(
+        self, score: Callable[[Array], Array], log_likelihood: ArrayLike, log_depth: ArrayLike | None
+    ) -> Array:
+        """Rank of new cells among these by a score of the log-likelihoods, less what the depth explains of it, ``(n,)``."""
+        new, own = (score(np.asarray(v, dtype=np.float64)) for v in (log_likelihood, self.log_likelihood))
+        if self.log_depth is not None and log_depth is not None:
+            trend = depth_trend(own, self.log_depth)
+            new, own = new - trend(log_depth), own - trend(self.log_depth)
+        return p_value(new, own)
+
+
+@dataclass(frozen=True)
+class HeldOut(_HeldOutCells):
     """Log-likelihoods and labels of held-out cells.
 
     Attributes
@@ -33,17 +63,7 @@ class HeldOut:
         Log count totals, float32 ``(n,)``, or ``None`` where the model does not read counts.
     """
 
-    log_likelihood: NDArray[np.float32]
-    y: NDArray[np.int64]
-    log_depth: NDArray[np.float32] | None = None
-
-    @classmethod
-    def of(cls, log_likelihood: ArrayLike, y: ArrayLike, log_depth: ArrayLike | None = None) -> HeldOut:
-        """At most 5,000 of the cells, evenly spread."""
-        values, labels = np.asarray(log_likelihood, dtype=np.float32), np.asarray(y, dtype=np.int64)
-        rows = evenly_spread(len(labels), _MOST_CELLS)
-        depth = None if log_depth is None else np.asarray(log_depth, dtype=np.float32)[rows]
-        return cls(np.ascontiguousarray(values[rows]), labels[rows], depth)
+    label_type = np.int64
 
     def frequencies(self, log_prior: Array) -> Array:
         """Class frequencies of these cells, one more cell being shared out by the prior: none is zero where that is not."""
@@ -61,11 +81,7 @@ class HeldOut:
             Their log count totals, ``(n,)``, where the held-out cells have them, too.
         """
         entropies = class_entropies(self.log_likelihood, self.y)
-        new, own = typicality_score(log_likelihood, entropies), typicality_score(self.log_likelihood, entropies)
-        if self.log_depth is not None and log_depth is not None:
-            trend = depth_trend(own, self.log_depth)
-            new, own = new - trend(log_depth), own - trend(self.log_depth)
-        return p_value(new, own)
+        return self._p_value(lambda values: typicality_score(values, entropies), log_likelihood, log_depth)
 
     def prediction_sets(
         self,
@@ -107,7 +123,7 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
-class HeldOutValues:
+class HeldOutValues(_HeldOutCells):
     """The same with a continuous target.
 
     Attributes
@@ -120,28 +136,11 @@ class HeldOutValues:
         Log count totals, float32 ``(n,)``, or ``None`` where the model does not read counts.
     """
 
-    log_likelihood: NDArray[np.float32]
-    y: NDArray[np.float64]
-    log_depth: NDArray[np.float32] | None = None
-
-    @classmethod
-    def of(cls, log_likelihood: ArrayLike, y: ArrayLike, log_depth: ArrayLike | None = None) -> HeldOutValues:
-        """At most 5,000 of the cells, evenly spread."""
-        values, y = np.asarray(log_likelihood, dtype=np.float32), np.asarray(y, dtype=np.float64)
-        rows = evenly_spread(len(y), _MOST_CELLS)
-        depth = None if log_depth is None else np.asarray(log_depth, dtype=np.float32)[rows]
-        return cls(np.ascontiguousarray(values[rows]), y[rows], depth)
+    label_type = np.float64
 
     def typicality(self, log_likelihood: ArrayLike, log_prior: Array, log_depth: ArrayLike | None = None) -> Array:
         """P-value of log p(x), the mixture over the prior, of new cells, ``(n,)``; see :meth:`HeldOut.typicality`."""
-        new, own = (
-            logsumexp(np.asarray(v, dtype=np.float64) + log_prior, axis=1)
-            for v in (log_likelihood, self.log_likelihood)
-        )
-        if self.log_depth is not None and log_depth is not None:
-            trend = depth_trend(own, self.log_depth)
-            new, own = new - trend(log_depth), own - trend(self.log_depth)
-        return p_value(new, own)
+        return self._p_value(lambda values: logsumexp(values + log_prior, axis=1), log_likelihood, log_depth)
 
     def central_share(self, grid: TargetGrid, log_prior: Array, temperature: float, *, coverage: float) -> float:
         """Central share of a predictive distribution that covers with probability `coverage`; see :func:`conformal_share`."""

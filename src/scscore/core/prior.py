@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 Prior = str | Mapping[str, float] | ArrayLike
 
 
-def resolve_prior(prior: Prior, classes: NDArray[np.str_], counts: NDArray[np.int64]) -> NDArray[np.float64]:
+def resolve_prior(prior: Prior, classes: NDArray[np.str_], counts: NDArray[np.number]) -> NDArray[np.float64]:
     """Log prior of the classes; see :meth:`ScoreModel.log_prior`."""
     if isinstance(prior, str):
         if prior not in ("train", "uniform"):

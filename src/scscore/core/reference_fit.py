@@ -259,14 +259,32 @@ def overlap_weights(
     """
     n_scales = log_density.shape[1] // n_classes
     prior = np.repeat(0.9 * np.eye(n_classes) + 0.1 / n_classes, n_scales, axis=1) / n_scales
+    # the weights of a class depend on its own cells alone
+    return np.stack(
+        [
+            mixture_weights(log_density[y == k], pseudo_count * prior[k], n_iterations=n_iterations)
+            for k in range(n_classes)
+        ]
+    )
+
+
+def mixture_weights(log_density: Array, pseudo_counts: Array, *, n_iterations: int = 300) -> Array:
+    """Weights of the components of a mixture by EM, ``(n_components,)``.
+
+    Parameters
+    ----------
+    log_density
+        Held-out log density of every cell under every component, ``(n, n_components)``, up to a number per cell.
+    pseudo_counts
+        Cells that every component is given beforehand, ``(n_components,)``; EM starts at their shares.
+    n_iterations
+        Number of EM iterations.
+    """
     density = np.exp(log_density - log_density.max(axis=1, keepdims=True))
-    weights = prior.copy()
-    for k in range(n_classes):  # the weights of a class depend on its own cells alone
-        own = density[y == k]
-        for _ in range(n_iterations if len(own) else 0):
-            mixed = np.maximum(own @ weights[k], 1e-300)
-            counts = weights[k] * (own.T @ (1 / mixed)) + pseudo_count * prior[k]
-            weights[k] = counts / counts.sum()
+    weights = pseudo_counts / pseudo_counts.sum()
+    for _ in range(n_iterations):
+        counts = weights * ((1 / np.maximum(density @ weights, 1e-300)) @ density) + pseudo_counts
+        weights = counts / counts.sum()
     return weights
 
 

@@ -30,7 +30,7 @@ _N_BINS, _N_NODES = 64, 16
 _LEAST_SD = 0.1  # of a bin
 _TAIL = 1e-3  # weight of a broad normal distribution: values outside the bins are not impossible
 _FINE = 1024
-_PARTS, _CHUNK = 4, 4096  # of a bin, and rows at once, for entropies
+_PARTS = 4  # of a bin, for entropies
 _SHARED = 2.0  # cells per value
 _FLAT = 0.05  # share of the frequencies that is the same for all bins
 
@@ -74,9 +74,9 @@ class TargetGrid:
         if period is not None:
             low = -period / 2 if y.min() < 0 else 0.0
             edges = low + period * np.arange(n_bins + 1) / n_bins
-            mean = float(np.angle(np.exp(2j * np.pi * y / period).mean()) * period / (2 * np.pi))
-            sd = float(np.sqrt(np.mean(difference(y, mean, period) ** 2)))
-            return cls(tuple(edges.tolist()), low + float(np.mod(mean - low, period)), sd, circular=True)
+            middle = float(mean_of(y, period))
+            sd = float(np.sqrt(np.mean(difference(y, middle, period) ** 2)))
+            return cls(tuple(edges.tolist()), low + float(np.mod(middle - low, period)), sd, circular=True)
         quantiles = np.quantile(y, np.linspace(0, 1, _FINE + 1))
         fine = np.unique(np.concatenate([np.linspace(y.min(), y.max(), _FINE + 1), quantiles]))
         spread = min(y.std(), np.subtract(*np.quantile(y, (0.75, 0.25))) / 1.349 or y.std())
@@ -146,6 +146,11 @@ class TargetGrid:
         """`y` less `other`; on the circle, the shorter way round."""
         return difference(y, other, self.period)
 
+    def r2(self, y: ArrayLike, predicted: ArrayLike) -> float:
+        """Coefficient of determination of predictions ``(n,)`` of the values `y`, against the mean of the training values."""
+        spread = float(np.mean(self.difference(y, self.mean) ** 2))
+        return 1 - float(np.mean(self.difference(predicted, y) ** 2)) / max(spread, 1e-300)
+
     def soft_labels(self, y: ArrayLike) -> Array:
         """Weights of the bins for every value, ``(n, n_bins)``; rows sum to one."""
         offset = np.arange(self.n_bins + 1) - self.position(y)[..., None]
@@ -166,9 +171,7 @@ class TargetGrid:
 
     def hats(self, y: ArrayLike) -> Array:
         """Functions that are one at a node and fall linearly to zero at its neighbours, ``(n, n_nodes)``; rows sum to one."""
-        nodes, unit = self.nodes, np.eye(len(self.nodes))
-        if self.circular:
-            nodes, unit = np.append(nodes, float(self.n_bins)), np.concatenate([unit, unit[:1]])
+        nodes, unit = self._closed_nodes
         return np.stack([np.interp(self.position(y), nodes, column) for column in unit.T], axis=-1)
 
     def spline(self, y: ArrayLike) -> Array:
@@ -180,10 +183,17 @@ class TargetGrid:
         """From values at the nodes to values at the bins, ``(n_nodes, n_bins)``."""
         return self._spline_at(np.arange(self.n_bins) + 0.5).T
 
-    def _spline_at(self, position: NDArray[np.floating]) -> Array:
+    @cached_property
+    def _closed_nodes(self) -> tuple[Array, Array]:
+        """Positions of the nodes and their unit vectors, ``(n_nodes, n_nodes)``; on the circle the first node comes again at the end."""
         nodes, unit = self.nodes, np.eye(len(self.nodes))
         if self.circular:
-            nodes, unit = np.append(nodes, float(self.n_bins)), np.concatenate([unit, unit[:1]])
+            return np.append(nodes, float(self.n_bins)), np.concatenate([unit, unit[:1]])
+        return nodes, unit
+
+    def _spline_at(self, position: NDArray[np.floating]) -> Array:
+        nodes, unit = self._closed_nodes
+        if self.circular:
             return CubicSpline(nodes, unit, bc_type="periodic")(position)
         through = CubicSpline(nodes, unit, bc_type="natural")
         inside = np.clip(position, nodes[0], nodes[-1])
@@ -294,11 +304,8 @@ class Predictive:
     @cached_property
     def _middle(self) -> Array:
         """Mean position, ``(n,)``, in bins; on the circle, circular mean."""
-        centers = np.arange(self.grid.n_bins) + 0.5
-        if not self.grid.circular:
-            return self.weights @ centers
-        turn = 2 * np.pi / self.grid.n_bins
-        return np.mod(np.angle(self.weights @ np.exp(1j * turn * centers)) / turn, self.grid.n_bins)
+        middle = mean_of(np.arange(self.grid.n_bins) + 0.5, self.grid.turn, self.weights)
+        return np.mod(middle, self.grid.n_bins) if self.grid.circular else middle
 
     @cached_property
     def _variance(self) -> Array:
@@ -374,33 +381,28 @@ def entropies(grid: TargetGrid, weights: Array) -> tuple[Array, Array]:
     weights
         Posteriors of the bins, ``(n_networks, n, n_bins)``.
     """
-    own, mutual = np.empty(weights.shape[1]), np.empty(weights.shape[1])
+    mass = np.stack([Predictive(grid, of_one).masses(_PARTS) for of_one in weights])
+    mixed, single = mass.mean(0), -xlogy(mass, mass).sum(-1).mean(0)
     log_width = np.log(np.repeat(grid.widths, _PARTS) / _PARTS)
-    for start in range(0, weights.shape[1], _CHUNK):
-        rows = slice(start, start + _CHUNK)
-        mass = np.stack([Predictive(grid, of_one[rows]).masses(_PARTS) for of_one in weights])
-        single = -xlogy(mass, mass).sum(-1)
-        mean = mass.mean(0)
-        own[rows] = single.mean(0) + mean @ log_width
-        mutual[rows] = np.maximum(-xlogy(mean, mean).sum(-1) - single.mean(0), 0)
-    return own, mutual
+    return single + mixed @ log_width, np.maximum(-xlogy(mixed, mixed).sum(-1) - single, 0)
 
 
-def conformal_share(scores: ArrayLike, coverage: float) -> float:
-    r"""Central share of a predictive distribution that holds a new value with probability `coverage`, at most 1.
-
-    Split-conformal with the nonconformity :math:`|2F(y) - 1|` of held-out values.
+def mean_of(y: ArrayLike, period: float | None, weights: Array | None = None) -> Array:
+    """Mean of values ``(n,)``; with a period, the circular mean, at most half a period from zero.
 
     Parameters
     ----------
-    scores
-        Of the held-out values, ``(n,)``.
-    coverage
-        Between 0 and 1.
+    y
+        Values.
+    period
+        Of the circle, in their units; ``None``: they lie on a line.
+    weights
+        Of the values, ``(..., n)``, sums of one; ``None``: equal ones.
     """
-    ordered = np.sort(np.asarray(scores, dtype=np.float64))
-    rank = int(np.ceil((len(ordered) + 1) * coverage))
-    return 1.0 if rank > len(ordered) else float(ordered[rank - 1])
+    values: NDArray[np.inexact] = np.asarray(y, dtype=np.float64)
+    points = values if period is None else np.exp(2j * np.pi * values / period)
+    middle = points.mean() if weights is None else weights @ points
+    return np.real(middle) if period is None else np.angle(middle) * period / (2 * np.pi)
 
 
 def difference(y: ArrayLike, other: ArrayLike, period: float | None) -> Array:

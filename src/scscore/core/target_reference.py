@@ -26,20 +26,15 @@ from scscore.core.reference_fit import (
     ReferenceShape,
     Whitening,
     choose,
+    mixture_weights,
     whitening_of,
 )
 from scscore.core.target import Predictive, TargetGrid, difference
 
-_WIDTHS = (
-    0.5,
-    1.0,
-    2.0,
-    4.0,
-)  # of the kernels, distances of the nodes; beside one that is linear between nodes, and a flat one
-_N_ITERATIONS = 300
-_PSEUDO_CELLS = (
-    0.01  # that have the mean of all, at every node: more would draw the ends, where cells are few, to the middle
-)
+# of the kernels, distances of the nodes; beside one that is linear between nodes, and a flat one
+_WIDTHS = (0.5, 1.0, 2.0, 4.0)
+# that have the mean of all, at every node: more would draw the ends, where cells are few, to the middle
+_PSEUDO_CELLS = 0.01
 _ROUGHNESS = 10.0  # cells that say that the means of three neighbouring nodes lie on a line
 
 
@@ -77,8 +72,8 @@ def fit_target_reference(
         joint = log_density @ grid.to_bins + log_prior
         log_posterior = joint - logsumexp(joint, axis=1, keepdims=True)
         mean = Predictive(grid, np.exp(log_posterior)).mean
-        r2 = 1 - np.mean(grid.difference(mean, values) ** 2) / np.mean(grid.difference(values, grid.mean) ** 2)
-        candidates.append(Candidate(ReferenceShape(d), -(soft * log_posterior).sum(1), float(r2), weights, held_out))
+        losses, r2 = -(soft * log_posterior).sum(1), grid.r2(values, mean)
+        candidates.append(Candidate(ReferenceShape(d), losses, r2, weights, held_out))
     best = choose(candidates)
     whitening, reference = _build(x, y, best.shape.n_features, grid, best.weights)
     fit = ReferenceFit(
@@ -157,9 +152,4 @@ def _at_values(log_density: Array, y: Array, grid: TargetGrid) -> Array:
 def _kernel_weights(log_density: Array) -> Array:
     """Weights of kernels and scales by expectation-maximisation, ``(n_kernels * n_scales,)``, from held-out log densities."""
     n = log_density.shape[1]
-    density = np.exp(log_density - log_density.max(1, keepdims=True))
-    weights = np.full(n, 1 / n)
-    for _ in range(_N_ITERATIONS):
-        counts = weights * ((1 / np.maximum(density @ weights, 1e-300)) @ density) + 1 / n
-        weights = counts / counts.sum()
-    return weights
+    return mixture_weights(log_density, np.full(n, 1 / n))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
+from scscore.io.columns import number_column
 from scscore.io.keys import Keys
 from scscore.io.params import stored_params
 
@@ -25,22 +25,6 @@ def stored_energy(adata: AnnData, keys: Keys) -> NDArray[np.float64]:
         missing=f"adata.obs[{keys.energy!r}] is missing (key={keys.key_added!r}): run scscore.tl.energy first, or pass the "
         "name that its key_added= gave.",
     )
-
-
-def number_column(adata: AnnData, name: str, *, missing: str) -> NDArray[np.float64]:
-    """A column of ``obs`` as finite numbers, ``(n_obs,)``; KeyError with the text `missing` where there is none."""
-    if name not in adata.obs:
-        raise KeyError(missing)
-    column = adata.obs[name]
-    if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_complex_dtype(column):
-        raise ValueError(f"adata.obs[{name!r}] must hold numbers, found {column.dtype}; convert it first.")
-    values = column.to_numpy(dtype=np.float64, na_value=np.nan)
-    bad = int((~np.isfinite(values)).sum())
-    if bad:
-        raise ValueError(
-            f"adata.obs[{name!r}] holds NaN or infinite values in {bad} of {len(values)} cells; leave these cells out."
-        )
-    return values
 
 
 def energy_unit(adata: AnnData, keys: Keys) -> str:

@@ -119,25 +119,24 @@ def model_parts(tensors: Tensors, metadata: dict[str, Any]) -> dict[str, Any]:
         representation = ImageEncoder(network, grid, decoder)
     else:
         representation = ObsmRepresentation(encoder["key"], encoder["n_features"])
-    stored_target = metadata.get("target")
-    target = None if stored_target is None else TargetGrid(**stored_target)
+    target = metadata.get("target")
     return {
         "classes": np.array(metadata["classes"]),
         "class_counts": tensors["class_counts"],
         "representation": representation,
         "whitening": Whitening(**part("whitening.")),
-        "engine": _engine(metadata, part, target),
+        "engine": _engine(metadata, part),
         "calibration": Calibration(**metadata["calibration"]),
         "params": metadata["params"],
         "held_out": HeldOut(**part_arrays("held_out.")) if "held_out.y" in tensors else None,
         "held_out_values": HeldOutValues(**part_arrays("held_out_values.")) if "held_out_values.y" in tensors else None,
         "covariates": _covariates(metadata.get("covariates"), part_arrays("covariates.")),
-        "target": target,
+        "target": None if target is None else TargetGrid(**target),
     }
 
 
 def _engine(
-    metadata: dict[str, Any], part: Callable[[str], dict[str, torch.Tensor]], target: TargetGrid | None
+    metadata: dict[str, Any], part: Callable[[str], dict[str, torch.Tensor]]
 ) -> ConditionalDiffusion | DirectPosterior:
     """The engine of a model file."""
     shape, weights = metadata["denoiser"], part("denoiser.")
@@ -162,7 +161,7 @@ def _network(
 ) -> torch.nn.Module:
     """A trained network, or an ensemble of them, from its tensors."""
     n_members = shape.get("n_members", 1)
-    one = {name: value for name, value in shape.items() if name not in ("n_members", "direct")}
+    one = {name: value for name, value in shape.items() if name != "n_members"}
     first = weights if n_members == 1 else {k.removeprefix("members.0."): v for k, v in weights.items()}
     members = [make(first, one) for _ in range(n_members)]
     network = members[0] if n_members == 1 else Ensemble(members)

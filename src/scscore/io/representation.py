@@ -19,9 +19,8 @@ InputKind = Literal["counts", "log", "values", "pixels"]
 Matrix = NDArray[np.float64]
 
 _SAMPLE = 1000
-_NO_VARIANCE = (
-    1e-6  # of the first component: features that follow from others, such as the last of an indicator for every letter
-)
+# of the first component: features that follow from others, such as the last of an indicator for every letter
+_NO_VARIANCE = 1e-6
 
 
 class Representation(Protocol):

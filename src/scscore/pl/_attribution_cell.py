@@ -10,7 +10,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from scscore import get
-from scscore.io.energies import number_column
+from scscore.io.columns import number_column
 from scscore.io.keys import Keys
 from scscore.pl import _base
 from scscore.pl._attribution_heatmap import against, positive_count

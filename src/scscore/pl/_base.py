@@ -10,8 +10,11 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
+from scscore.io.columns import obs_column
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
@@ -22,9 +25,7 @@ _FONT = 9.0  # points
 
 def groups_of(adata: AnnData, column: str, argument: str) -> pd.Series:
     """A column of ``obs`` as an ordered grouping: category names are strings, unused categories are gone."""
-    if column not in adata.obs:
-        raise KeyError(f"{argument}={column!r} is not a column of adata.obs; available: {adata.obs.columns.tolist()}.")
-    values = adata.obs[column]
+    values = obs_column(adata, column, argument)
     if pd.api.types.is_float_dtype(values):
         raise ValueError(
             f"{argument}={column!r} is continuous ({values.dtype}), a column of groups is needed; bin it first."
@@ -141,7 +142,7 @@ def check_positive(name: str, value: object) -> None:
         raise ValueError(f"{name} must be a positive integer, got {value!r}.")
 
 
-def add_colorbar(ax: Axes, image: AxesImage, label: str) -> None:
+def add_colorbar(ax: Axes, image: ScalarMappable, label: str) -> None:
     """A colour bar of constant width at the right of a heatmap."""
     width, height = inches(ax)
     bar = ax.inset_axes((1 + 0.12 / width, 0.0, 0.13 / width, min(1.0, 1.8 / height)))

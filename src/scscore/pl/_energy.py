@@ -9,7 +9,8 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from scscore.io.energies import energy_unit, number_column, stored_energy
+from scscore.io.columns import number_column
+from scscore.io.energies import energy_unit, stored_energy
 from scscore.io.keys import Keys
 from scscore.pl import _base
 
@@ -125,7 +126,7 @@ def energy(
     ax.annotate(
         note, (0, 0), (0, -20), xycoords="axes fraction", textcoords="offset points", color="0.4", fontsize=8, va="top"
     )
-    _base.add_colorbar(ax, image, label)  # type: ignore[arg-type]
+    _base.add_colorbar(ax, image, label)
     ax.child_axes[-1].yaxis.set_major_locator(_few_ticks())
     if basins and keys.basin in adata.obs and keys.energy_smoothed in adata.obs:
         _draw_basins(ax, adata, keys, points)

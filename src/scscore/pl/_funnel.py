@@ -12,7 +12,8 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from scscore import get
-from scscore.io.energies import energy_unit, number_column, stored_energy
+from scscore.io.columns import number_column
+from scscore.io.energies import energy_unit, stored_energy
 from scscore.io.keys import Keys
 from scscore.io.params import stored_params
 from scscore.pl import _base

@@ -9,6 +9,7 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
+from scscore.io.columns import numbers, obs_column
 from scscore.pl import _base
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def mutation_map(
     font = min(9.0, 0.8 * 72 * _unit(ax))
     ax.scatter(column[known], dots, s=(0.3 * 72 * _unit(ax)) ** 2, color="k", linewidths=0, zorder=4)
     _label(ax, places, column, block * step, sequence, top, height, font)
-    _base.add_colorbar(ax, image, value)  # type: ignore[arg-type]
+    _base.add_colorbar(ax, image, value)
     if uncertainty is not None:
         _size_key(ax, uncertainty, cells["uncertainty"].to_numpy())
     ax.set_title(name, fontsize=10, loc="left", pad=4 + 1.5 * font)
@@ -151,21 +152,18 @@ def _protein(adata: AnnData, protein: str | None) -> str:
 def _cells(adata: AnnData, protein: str, value: str, uncertainty: str | None) -> pd.DataFrame:
     """Position, mutant, value and uncertainty of all single substitutions of a protein that have a value."""
     wanted = {"value": value} if uncertainty is None else {"value": value, "uncertainty": uncertainty}
-    for argument, column in wanted.items():
-        if column not in adata.obs:
-            raise KeyError(
-                f"{argument}={column!r} is not a column of adata.obs; available: {adata.obs.columns.tolist()}."
-            )
-        if not pd.api.types.is_numeric_dtype(adata.obs[column]):
-            raise ValueError(f"{argument}={column!r} is not numeric ({adata.obs[column].dtype}).")
-    single = (adata.obs["protein"].astype(str) == protein) & (adata.obs["n_mutations"] == 1)
-    obs = adata.obs.loc[single.to_numpy()]
+    values = {
+        argument: numbers(obs_column(adata, column, argument), f"{argument}={column!r} is not numeric", booleans=True)
+        for argument, column in wanted.items()
+    }
+    single = ((adata.obs["protein"].astype(str) == protein) & (adata.obs["n_mutations"] == 1)).to_numpy()
+    obs = adata.obs.loc[single]
     found = pd.DataFrame(
         {
             "position": obs["position"].to_numpy(int),
             "wild_type": obs["wild_type"].astype(str).to_numpy(),
             "mutant": obs["mutant"].astype(str).to_numpy(),
-            **{name: obs[column].to_numpy(np.float64, na_value=np.nan) for name, column in wanted.items()},
+            **{argument: column[single] for argument, column in values.items()},
         }
     )
     found = found[np.isfinite(found[list(wanted)]).all(axis=1)]

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from scscore import get
 from scscore._logging import logger
-from scscore.core.target import difference
+from scscore.core.target import difference, mean_of
 from scscore.core.thinning import evenly_spread
+from scscore.io.columns import numbers, obs_column
 from scscore.io.keys import Keys
 from scscore.io.params import stored_params
 from scscore.pl import _base
@@ -79,7 +80,7 @@ def regression(
     >>> axes = scs.pl.regression(cells, "dose", show=False)
     """
     density, keys = get.density(adata, key=key), Keys(key)
-    known = _values(adata, target)
+    known = numbers(obs_column(adata, target, "target"), f"target={target!r} must hold real numbers")
     rows = np.flatnonzero(np.isfinite(known))
     if len(rows) < 2:
         raise ValueError(f"target={target!r} holds {len(rows)} known values; at least two are needed.")
@@ -97,7 +98,7 @@ def regression(
     inside = (lower <= y) & (y <= upper)
     if period is not None:
         inside = np.mod(y - lower, period) <= np.mod(upper - lower, period)
-    scores = [f"R² {1 - np.mean(residual**2) / np.mean(difference(y, _mean(y, period), period) ** 2):.3f}"]
+    scores = [f"R² {1 - np.mean(residual**2) / np.mean(difference(y, mean_of(y, period), period) ** 2):.3f}"]
     if period is None:
         scores.append(f"Spearman {pd.Series(y).corr(pd.Series(mean), method='spearman'):.3f}")
     if np.isfinite(lower).all():
@@ -118,21 +119,6 @@ def regression(
     for each in (ax, *ax.child_axes):
         each.grid(False)
     return _base.finish(ax, given, show=show, return_fig=return_fig)
-
-
-def _values(adata: AnnData, target: str) -> Array:
-    if target not in adata.obs:
-        raise KeyError(f"target={target!r} is not a column of adata.obs; available: {adata.obs.columns.tolist()}.")
-    column = adata.obs[target]
-    if not pd.api.types.is_numeric_dtype(column) or column.dtype.kind in "bc":
-        raise ValueError(f"target={target!r} must hold real numbers, found {column.dtype}.")
-    return column.to_numpy(dtype=np.float64, na_value=np.nan)
-
-
-def _mean(y: Array, period: float | None) -> float:
-    if period is None:
-        return float(y.mean())
-    return float(np.angle(np.exp(2j * np.pi * y / period).mean()) * period / (2 * np.pi))
 
 
 def _draw_intervals(

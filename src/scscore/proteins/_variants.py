@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from scscore._logging import logger
 from scscore._version import __version__
+from scscore.io.columns import numbers
 from scscore.proteins._amino_acids import LETTERS
 from scscore.proteins._features import Features, of_substitutions, of_table
 from scscore.proteins._mutations import Substitutions, checked_sequences, parse
@@ -176,9 +177,7 @@ def _check(
             raise KeyError(f"{argument}={column!r} is not a column of table; available: {table.columns.tolist()}.")
         if argument not in ("target", "extra"):
             continue
-        if not pd.api.types.is_numeric_dtype(table[column]):
-            raise ValueError(f"{argument}={column!r} is not numeric ({table[column].dtype}); convert it first.")
-        infinite = np.isinf(table[column].to_numpy(np.float64, na_value=np.nan))
+        infinite = np.isinf(numbers(table[column], f"{argument}={column!r} is not numeric", booleans=True))
         if infinite.any():
             raise ValueError(f"{argument}={column!r} is infinite in row {table.index[infinite.argmax()]!r}.")
     if len(table) == 0:

@@ -14,6 +14,7 @@ from scscore._version import __version__
 from scscore.core.permutation import benjamini_hochberg, permutation_p_values
 from scscore.core.thinning import evenly_spread
 from scscore.core.trajectories import NoiseStream
+from scscore.io.columns import obs_column
 from scscore.io.gene_space import GeneChunk, Genes, Map
 from scscore.io.keys import Keys
 from scscore.io.params import json_params, jsonable
@@ -25,7 +26,6 @@ from scscore.tl._validate import (
     check_model,
     check_name,
     check_positive,
-    obs_column,
     seed_of,
     usable_device,
 )

@@ -11,13 +11,13 @@ from anndata import AnnData
 from scscore._logging import logger
 from scscore.core.calibration import fit_calibration
 from scscore.core.held_out import HeldOut
+from scscore.io.columns import obs_column
 from scscore.model import ScoreModel
 from scscore.tl._validate import (
     check_adata,
     check_model,
     check_name,
     check_positive,
-    obs_column,
     seed_of,
     usable_device,
 )

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 from anndata import AnnData
 from numpy.typing import NDArray
 
 from scscore.core.attribution import Contrast, ValueContrast
+from scscore.core.target import TargetGrid
 from scscore.core.trajectories import NoiseStream
+from scscore.io.columns import numbers, obs_column
 from scscore.model import ScoreModel
-from scscore.tl._validate import check_name, class_codes, obs_column
+from scscore.tl._validate import check_name, class_codes
 
 REFERENCES = ("rest", "runner-up", "marginal")
 
@@ -73,10 +74,8 @@ class ValueContrasts:
                 "target= is missing: a value of the target, or a column of adata.obs with one for every cell."
             )
         if isinstance(target, str):
-            column = obs_column(adata, target, "target")
-            if not pd.api.types.is_numeric_dtype(column) or column.dtype.kind in "bc":
-                raise ValueError(f"target={target!r} must hold values of the continuous target, found {column.dtype}.")
-            values = column.to_numpy(dtype=np.float64, na_value=np.nan)
+            refusal = f"target={target!r} must hold values of the continuous target"
+            values = numbers(obs_column(adata, target, "target"), refusal)
         else:
             values = np.full(adata.n_obs, _number(target, "target"))
             target = float(values[0]) if len(values) else float("nan")
@@ -100,7 +99,16 @@ class ValueContrasts:
     def of_cells(
         self, model: ScoreModel, z: torch.Tensor, n_steps: int, noise: NoiseStream, rows: slice
     ) -> ValueContrast:
-        return value_contrast_of(model, self.values[rows], self.other, z.device)
+        """The contrasts of a chunk of cells: a value each, against another one, or against all under the prior."""
+        grid: TargetGrid = model.target  # type: ignore[assignment]
+        log_prior, values = model.log_prior(), self.values[rows]
+        weights = torch.from_numpy(grid.spline(values)).to(z.device)
+        if self.other is not None:
+            against = grid.spline(np.full(len(values), self.other))
+            return ValueContrast(weights, torch.from_numpy(against).to(z.device))
+        mean = torch.from_numpy(np.exp(log_prior) @ grid.hats(grid.centers)).to(z.device)
+        to_bins, log_weights = (torch.from_numpy(x).to(z.device) for x in (grid.to_bins, log_prior))
+        return ValueContrast(weights, mean.expand_as(weights), to_bins, log_weights)
 
 
 def _number(value: object, argument: str) -> float:
@@ -146,19 +154,3 @@ def contrast_of(
         weights[cells, other] = 0
     weights -= np.log(np.exp(weights).sum(1, keepdims=True))
     return Contrast(torch.from_numpy(target).to(z.device), torch.from_numpy(weights).to(z.device))
-
-
-def value_contrast_of(
-    model: ScoreModel, target: NDArray[np.float64], reference: float | None, device: torch.device
-) -> ValueContrast:
-    """The contrasts of a chunk of cells: a value each, against another one, or against all under the prior (``None``)."""
-    grid = model.target
-    if grid is None:
-        raise TypeError("value_contrast_of needs a model of a continuous target.")
-    log_prior = model.log_prior()
-    weights = torch.from_numpy(grid.spline(target)).to(device)
-    if reference is not None:
-        return ValueContrast(weights, torch.from_numpy(grid.spline(np.full(len(target), reference))).to(device))
-    mean = torch.from_numpy(np.exp(log_prior) @ grid.hats(grid.centers)).to(device)
-    to_bins, log_weights = (torch.from_numpy(x).to(device) for x in (grid.to_bins, log_prior))
-    return ValueContrast(weights, mean.expand_as(weights), to_bins, log_weights)

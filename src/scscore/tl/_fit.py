@@ -64,9 +64,8 @@ _MAX_CHOICE_CELLS = 10_000
 _MIN_CELLS = 20  # of a density without classes
 _MOST_VALUES = 500  # features that are no genes: all of their components are used
 _COARSE = 5  # classes that stand for a continuous target where cells are split and encoders compared
-_LEARNING_RATE_OF_VALUES = (
-    1e-3  # the reference knows less of a continuous target than of classes: the network has further to go
-)
+# the reference knows less of a continuous target than of classes: the network has further to go
+_LEARNING_RATE_OF_VALUES = 1e-3
 _MEMBERS_OF_VALUES = 5
 
 
@@ -230,24 +229,22 @@ def fit(
     y: NDArray[Any]
     counts: NDArray[Any]
     if condition is not None and is_continuous(adata, condition, continuous, circular):
+        if objective == "direct" and not (isinstance(prior, str) and prior == "train"):
+            raise ValueError(
+                "prior= needs a likelihood, which objective='direct' does not have: leave one of them out."
+            )
         values, labelled, grid = target_values(adata, condition, circular)
         y = values[labelled]
         coarse, classes = _coarse(y), np.array([f"{center:.9g}" for center in grid.centers])
         counts = len(y) * grid.frequencies(y)
-    elif objective == "direct":
-        raise ValueError(f"objective='direct' is for continuous targets, and condition={condition!r} is none.")
-    elif condition is None:
-        labels, labelled = np.full(adata.n_obs, "all"), np.ones(adata.n_obs, dtype=bool)
-        if adata.n_obs < _MIN_CELLS:
-            raise ValueError(f"adata holds {adata.n_obs} cells; a density needs at least {_MIN_CELLS}.")
+        n_members = n_members or _MEMBERS_OF_VALUES
     else:
-        labels, labelled = condition_labels(adata, condition)
-    n_members = n_members or (1 if grid is None else _MEMBERS_OF_VALUES)
-    if grid is None:
+        if objective == "direct":
+            raise ValueError(f"objective='direct' is for continuous targets, and condition={condition!r} is none.")
+        labels, labelled = _one_class(adata) if condition is None else condition_labels(adata, condition)
         classes, y = np.unique(labels[labelled], return_inverse=True)
         counts, coarse = np.bincount(y), y
-    if grid is not None and objective == "direct" and not (isinstance(prior, str) and prior == "train"):
-        raise ValueError("prior= needs a likelihood, which objective='direct' does not have: leave one of them out.")
+        n_members = n_members or 1
     log_prior = resolve_prior("train", classes, counts)
     stored_prior = prior if isinstance(prior, str) else np.exp(resolve_prior(prior, classes, counts))
     resolve_prior(stored_prior, classes, counts)
@@ -439,6 +436,13 @@ def fit(
     }
     logger.info("%s\nwrote uns[%r]", model.summary(), keys.uns)
     return model
+
+
+def _one_class(adata: AnnData) -> tuple[NDArray[np.str_], NDArray[np.bool_]]:
+    """Labels of a density without classes, and which cells have one: all."""
+    if adata.n_obs < _MIN_CELLS:
+        raise ValueError(f"adata holds {adata.n_obs} cells; a density needs at least {_MIN_CELLS}.")
+    return np.full(adata.n_obs, "all"), np.ones(adata.n_obs, dtype=bool)
 
 
 def _coarse(y: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -13,11 +13,12 @@ from scscore._logging import logger
 from scscore._version import __version__
 from scscore.core import landscape
 from scscore.core.neighbours import nearest_neighbours
-from scscore.io.energies import number_column, stored_energy
+from scscore.io.columns import number_column, obs_column
+from scscore.io.energies import stored_energy
 from scscore.io.keys import Keys
 from scscore.io.params import json_params
 from scscore.io.representation import obsm_array
-from scscore.tl._validate import check_adata, check_name, check_number, check_positive, obs_column
+from scscore.tl._validate import check_adata, check_name, check_number, check_positive
 
 _NEAR = 0.2  # of the median distance, the default scale
 

@@ -16,13 +16,14 @@ from scscore._version import __version__
 from scscore.core.detectability import merge_tree, pairwise_separation, separation
 from scscore.core.permutation import benjamini_hochberg
 from scscore.core.thinning import evenly_spread
+from scscore.io.columns import obs_column
 from scscore.io.keys import Keys
 from scscore.io.modalities import of_modality
 from scscore.io.params import json_params, jsonable
 from scscore.model import ScoreModel
 from scscore.tl._attribute import attribute
 from scscore.tl._classify import classify
-from scscore.tl._validate import check_adata, check_model, check_name, check_positive, obs_column, seed_of
+from scscore.tl._validate import check_adata, check_model, check_name, check_positive, seed_of
 
 if TYPE_CHECKING:
     from mudata import MuData

@@ -147,30 +147,30 @@ def regress(
     log_prior, temperature = model.log_prior(prior), model.calibration.temperature
 
     n_obs, members = adata.n_obs, model.members()
-    weights = np.zeros((len(members), n_obs, grid.n_bins))
-    error, marginal = np.zeros(n_obs), np.zeros((n_obs, grid.n_bins))
-    for i, member in enumerate(members):
-        for rows, estimate in model.log_likelihood(
-            adata,
-            layer=layer,
-            n_steps=steps,
-            n_paths=paths,
-            engine=member,
-            seed=seed,
-            batch_size=batch_size,
-            device=usable_device(device),
-            progress=progress,
-            description="regress" if len(members) == 1 else f"regress, member {i + 1}",
-        ):
-            found = estimate.mean.numpy()
-            weights[i, rows] = np.exp(log_posterior(found, log_prior, temperature))
-            marginal[rows] += found / len(members)
-            if not estimate.exact:
-                error[rows] += (
-                    _error_of_mean(estimate.draws.numpy(), Predictive(grid, weights[i, rows]), temperature) ** 2
-                )
-    predictive = Predictive(grid, weights.mean(0))
-    own_entropy, mutual_information = entropies(grid, weights)
+    weights, marginal = np.zeros((2, n_obs, grid.n_bins))
+    error, own_entropy, mutual_information = np.zeros((3, n_obs))
+    for rows, estimates in model.log_likelihoods(
+        adata,
+        members,
+        layer=layer,
+        n_steps=steps,
+        n_paths=paths,
+        seed=seed,
+        batch_size=batch_size,
+        device=usable_device(device),
+        progress=progress,
+        description="regress",
+    ):
+        found = [estimate.mean.numpy() for estimate in estimates]
+        posteriors = np.exp([log_posterior(of_one, log_prior, temperature) for of_one in found])
+        weights[rows], marginal[rows] = posteriors.mean(0), np.mean(found, axis=0)
+        own_entropy[rows], mutual_information[rows] = entropies(grid, posteriors)
+        error[rows] = sum(
+            _error_of_mean(estimate.draws.numpy(), Predictive(grid, posterior), temperature) ** 2
+            for estimate, posterior in zip(estimates, posteriors, strict=True)
+            if not estimate.exact
+        )
+    predictive = Predictive(grid, weights)
     columns = {keys.mean: predictive.mean, keys.sd: predictive.sd}
     if (held_out := model.held_out_values) is not None:
         share = held_out.central_share(grid, log_prior, temperature, coverage=coverage)

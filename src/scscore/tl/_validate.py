@@ -14,6 +14,7 @@ from scscore._logging import logger
 from scscore.core.likelihood import ESTIMATORS
 from scscore.core.target import TargetGrid
 from scscore.images._conv import Conv
+from scscore.io.columns import numbers, obs_column
 from scscore.io.pixels import PixelGrid
 from scscore.model import ScoreModel
 
@@ -123,13 +124,6 @@ def usable_device(device: str) -> str:
     return device
 
 
-def obs_column(adata: AnnData, name: str, argument: str) -> pd.Series:
-    """A column of ``obs``; KeyError that names the argument and what there is."""
-    if name not in adata.obs:
-        raise KeyError(f"{argument}={name!r} is not a column of adata.obs; available: {adata.obs.columns.tolist()}.")
-    return adata.obs[name]
-
-
 def condition_labels(adata: AnnData, condition: str) -> tuple[NDArray[np.str_], NDArray[np.bool_]]:
     """Class labels of all cells as strings, and which cells have one.
 
@@ -183,10 +177,6 @@ def is_continuous(adata: AnnData, condition: str, continuous: bool | None, circu
     if continuous is False and circular:
         raise ValueError("circular= is for continuous targets: leave out continuous=False.")
     if continuous or circular:
-        if not pd.api.types.is_numeric_dtype(column) or column.dtype.kind in "bc":
-            raise ValueError(
-                f"condition={condition!r} must hold real numbers for a continuous target, found {column.dtype}."
-            )
         return True
     if continuous is False or not pd.api.types.is_float_dtype(column):
         return False
@@ -209,9 +199,10 @@ def target_values(
     Raises
     ------
     ValueError
-        Fewer than twenty values, infinite or constant ones, values that span more than the period.
+        No real numbers, fewer than twenty values, infinite or constant ones, values that span more than the period.
     """
-    values = obs_column(adata, condition, "condition").to_numpy(dtype=np.float64, na_value=np.nan)
+    refusal = f"condition={condition!r} must hold real numbers for a continuous target"
+    values = numbers(obs_column(adata, condition, "condition"), refusal)
     labelled = ~np.isnan(values)
     known = values[labelled]
     if np.isinf(known).any():
