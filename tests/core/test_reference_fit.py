@@ -9,6 +9,7 @@ from scipy.stats import multivariate_normal
 from sklearn.covariance import ledoit_wolf
 
 from scscore.core.reference_fit import (
+    INFLATIONS,
     SCALES,
     Fold,
     ReferenceFit,
@@ -16,6 +17,7 @@ from scscore.core.reference_fit import (
     build_reference,
     candidate_shapes,
     clearly_worse,
+    cross_validate,
     fit_reference,
     overlap_weights,
     pooled_whitening,
@@ -217,3 +219,31 @@ def test_clearly_worse_needs_more_than_noise():
     assert not clearly_worse(best, best)
     assert not clearly_worse(best - 0.1, best)
     assert not clearly_worse(best + np.tile([0.0, 0.0, 0.0, 5.0], 250)[rng.permutation(1000)] - 1.25, best)
+
+
+def test_gaussian_cells_need_no_inflation():
+    x, y = mixture(900, separation=2.0, seed=3)
+    log_prior = np.log(np.bincount(y) / len(y))
+    found = cross_validate(folds_of(x, y), n_classes=3, log_prior=log_prior, shapes=[ReferenceShape(x.shape[1])])
+    assert found.shape.inflation == 1
+
+
+def test_heavy_tails_are_inflated_to_the_better_posterior():
+    """Directions without information whose size varies from cell to cell: Gaussians are over-confident about new cells."""
+    rng = np.random.default_rng(0)
+    y = np.arange(1200) % 3
+    x = rng.standard_t(2.5, (1200, 12))
+    x[:, :3] += 2.0 * np.eye(3)[y]
+    train, test = np.arange(1200) < 600, np.arange(1200) >= 600
+    log_prior, shapes = np.log(np.full(3, 1 / 3)), [ReferenceShape(12)]
+    folds = folds_of(x[train], y[train])
+    losses = {}
+    for name, inflations in (("one", ()), ("chosen", INFLATIONS)):
+        found = fit_reference(
+            folds, x[train], y[train], n_classes=3, log_prior=log_prior, shapes=shapes, inflations=inflations
+        )
+        with torch.no_grad():
+            joint = found.reference.log_prob(found.whitening(torch.from_numpy(x[test]))).numpy() + log_prior
+        losses[name] = -(joint - logsumexp(joint, axis=1, keepdims=True))[np.arange(600), y[test]].mean()
+    assert found.shape.inflation > 1
+    assert losses["chosen"] < losses["one"]

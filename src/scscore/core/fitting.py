@@ -22,6 +22,7 @@ from scscore.core.effort import choose_effort
 from scscore.core.held_out import HeldOut, HeldOutValues
 from scscore.core.reference import GaussianReference
 from scscore.core.reference_fit import (
+    INFLATIONS,
     Array,
     Fold,
     ReferenceFit,
@@ -150,7 +151,15 @@ def fit_conditional_diffusion(
         `accelerator`, `devices` and `strategy` of :func:`scscore.core.training.train`.
     """
     chosen, of_fold = _choose_reference(
-        folds, validation, x, y, log_prior=log_prior, shapes=shapes, seed=seed, grid=grid
+        folds,
+        validation,
+        x,
+        y,
+        log_prior=log_prior,
+        shapes=shapes,
+        inflations=INFLATIONS if config.discriminative_weight else (),
+        seed=seed,
+        grid=grid,
     )
     prior = torch.from_numpy(log_prior).to(torch.float32)
 
@@ -290,6 +299,7 @@ def _choose_reference(
     *,
     log_prior: Array,
     shapes: Sequence[ReferenceShape],
+    inflations: Sequence[float],
     seed: int,
     grid: TargetGrid | None = None,
 ) -> tuple[ReferenceFit, Callable[[int], tuple[Whitening, GaussianReference]]]:
@@ -302,7 +312,7 @@ def _choose_reference(
     if n_classes == 1:
         density = fit_density(folds, x, seed=seed)
         return density, lambda i: build_density(validation[i].x_train, density.shape, seed=seed)
-    chosen = fit_reference(folds, x, y, n_classes=n_classes, log_prior=log_prior, shapes=shapes)
+    chosen = fit_reference(folds, x, y, n_classes=n_classes, log_prior=log_prior, shapes=shapes, inflations=inflations)
 
     def of_fold(i: int) -> tuple[Whitening, GaussianReference]:
         weights = _weights_without(i, folds, chosen, n_classes)
