@@ -22,6 +22,7 @@ SCALES = (1.0, 2.0)
 """Scales of every component: the second one gives heavier than Gaussian tails."""
 INFLATIONS = (1.25, 1.6, 2.0, 2.5, 3.3, 5.0, 10.0, 20.0)
 """Factors on all covariances that cross-validation compares with one."""
+_SURE = 2.0  # standard errors of the gain for which covariances are inflated
 
 
 class Fold(NamedTuple):
@@ -183,22 +184,40 @@ def cross_validate(
     shapes: Sequence[ReferenceShape],
     inflations: Sequence[float] = INFLATIONS,
 ) -> Candidate:
-    """The best of some shapes on held-out cells, and its best inflation; arguments as in :func:`fit_reference`."""
+    """The best of some shapes on held-out cells, and its best inflation; arguments as in :func:`fit_reference`.
+
+    Inflations are compared with overlap weights that other held-out cells gave: where many classes overlap, weights from the same cells
+    flatter the sharpest densities.
+    """
     y_held_out = np.concatenate([fold.y_held_out for fold in folds])
     rows = np.arange(len(y_held_out))
+    part = np.repeat(np.arange(len(folds)), [len(fold.y_held_out) for fold in folds]) if len(folds) > 1 else rows % 5
+
+    def log_posterior(log_density: Array, weights: Array) -> Array:
+        joint = _mix(log_density, weights) + log_prior
+        return joint - logsumexp(joint, axis=1, keepdims=True)
 
     def judged(shape: ReferenceShape) -> Candidate:
         held_out = [_held_out_densities(fold, shape, n_classes) for fold in folds]
         weights = overlap_weights(np.concatenate(held_out), y_held_out, n_classes)
-        joint = _mix(np.concatenate(held_out), weights) + log_prior
-        log_posterior = joint - logsumexp(joint, axis=1, keepdims=True)
-        accuracy = float((log_posterior.argmax(1) == y_held_out).mean())
-        return Candidate(shape, -log_posterior[rows, y_held_out], accuracy, weights, held_out)
+        found = log_posterior(np.concatenate(held_out), weights)
+        accuracy = float((found.argmax(1) == y_held_out).mean())
+        return Candidate(shape, -found[rows, y_held_out], accuracy, weights, held_out)
+
+    def cross_fitted(candidate: Candidate) -> Array:
+        density, losses = np.concatenate(candidate.held_out), np.empty(len(rows))
+        for i in np.unique(part):
+            own, others = rows[part == i], rows[part != i]
+            weights = overlap_weights(density[others], y_held_out[others], n_classes)
+            losses[own] = -log_posterior(density[own], weights)[np.arange(len(own)), y_held_out[own]]
+        return losses
 
     chosen = choose([judged(shape) for shape in shapes])
+    if not inflations:
+        return chosen
     inflated = [judged(replace(chosen.shape, inflation=factor)) for factor in inflations]
-    best = min([chosen, *inflated], key=lambda candidate: candidate.losses.mean())
-    return best if clearly_worse(chosen.losses, best.losses) else chosen
+    losses, best = min(((cross_fitted(one), one) for one in inflated), key=lambda pair: pair[0].mean())
+    return best if clearly_worse(cross_fitted(chosen), losses, standard_errors=_SURE) else chosen
 
 
 def choose(candidates: Sequence[Candidate]) -> Candidate:

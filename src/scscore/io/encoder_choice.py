@@ -95,7 +95,9 @@ def choose_target_sum(
             folds.append(Fold(encoder.encode(chunk[train]), y[train], encoder.encode(chunk[test]), y[test]))
         width = min(fold.x_train.shape[1] for fold in folds)
         shapes = [ReferenceShape(width, amount) for amount in (0.0, 0.6)]
-        losses.append(cross_validate(folds, n_classes=len(log_prior), log_prior=log_prior, shapes=shapes).losses)
+        losses.append(
+            cross_validate(folds, n_classes=len(log_prior), log_prior=log_prior, shapes=shapes, inflations=()).losses
+        )
     best = int(np.argmin([loss.mean() for loss in losses]))
     return candidates[best] if clearly_worse(losses[0], losses[best]) else DEFAULT_TARGET
 
@@ -174,7 +176,7 @@ def choose_encoder(
         if any(len(np.unique(fold.y_train)) < len(log_prior) for fold in folds):
             break
         candidates = shapes(folds[0].x_train.shape[1])
-        found = cross_validate(folds, n_classes=len(log_prior), log_prior=log_prior, shapes=candidates)
+        found = cross_validate(folds, n_classes=len(log_prior), log_prior=log_prior, shapes=candidates, inflations=())
         losses.append(found.losses)
     best = int(len(losses) == 2 and clearly_worse(*losses, standard_errors=_TIE))
     encoder, x = fit_encoder(chunk, genes, unit_variance=bool(best), **how)
