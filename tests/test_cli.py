@@ -252,6 +252,7 @@ def changed(arguments: list[str], **options: str) -> list[str]:
         (changed(FIT, use_rep="X_none"), ["use_rep='X_none'", "X_toy"]),
         (changed(FIT, use_rep="X_toy", n_comps="2"), ["use_rep="]),
         (changed(FIT, split_key="donor"), ["split_key='donor'"]),
+        (changed(FIT, encoder="conv"), ["encoder=", "scscore.images.from_arrays"]),
         (changed(FIT, input="log"), ["input='log'", "whole numbers"]),
         (changed(FIT, n_comps="0"), ["n_comps", "positive"]),
         (changed(FIT, seed="-1"), ["non-negative"]),

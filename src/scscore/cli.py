@@ -120,6 +120,18 @@ def _parser() -> argparse.ArgumentParser:
     add("--layer", help="layer with the values (default: X)")
     add("--use-rep", metavar="KEY", help="representation in obsm to use instead of the model's own encoder")
     add(
+        "--encoder",
+        choices=["pca", "conv"],
+        default="pca",
+        help="conv: a convolutional network, for images (default: pca)",
+    )
+    add(
+        "--augment",
+        choices=["none", "shift", "mirror", "orientation"],
+        default="shift",
+        help="how images may be varied to train that network: a little, also mirrored, also in any orientation (default: shift)",
+    )
+    add(
         "--input",
         choices=["auto", "counts", "log", "values"],
         default="auto",
@@ -221,7 +233,7 @@ def _fit(arguments: argparse.Namespace) -> None:
     adata = _read(arguments.reference, modality=arguments.modality)
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    from scscore import tl
+    from scscore import images, tl
 
     data = ("layer", "use_rep", "input", "continuous", "circular", "n_top_genes", "n_comps", "split_key")
     same = (*data, "prior", "objective", "max_epochs")
@@ -230,6 +242,7 @@ def _fit(arguments: argparse.Namespace) -> None:
             adata,
             arguments.condition,
             **{name: getattr(arguments, name) for name in same},
+            encoder=images.Conv(augment=arguments.augment) if arguments.encoder == "conv" else "pca",
             accelerator=arguments.accelerator,
             devices=int(arguments.devices) if arguments.devices.isdecimal() else arguments.devices,
             checkpoint_dir=arguments.checkpoint_dir,

@@ -22,7 +22,7 @@ class Conv:
     n_features
         Dimension of the space of the encoder.
     n_steps
-        Training steps of 128 images.
+        Training steps of 128 images. ``None``: sixty passes over the images, within 300 and 2,000 steps.
 
     Raises
     ------
@@ -32,11 +32,11 @@ class Conv:
 
     augment: Augment = "shift"
     n_features: int = 32
-    n_steps: int = 2000
+    n_steps: int | None = None
 
     def __post_init__(self) -> None:
         if self.augment not in get_args(Augment):
             raise ValueError(f"augment must be one of {list(get_args(Augment))}, got {self.augment!r}.")
-        for name in ("n_features", "n_steps"):
-            if not isinstance(value := getattr(self, name), (int, np.integer)) or value < 1:
+        for name, value in (("n_features", self.n_features), ("n_steps", 1 if self.n_steps is None else self.n_steps)):
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}.")

@@ -31,6 +31,7 @@ from scscore.io.conv_network import ConvNetwork
 
 _LIKELIHOOD_WEIGHT = 0.1
 _BATCH, _LEARNING_RATE, _WEIGHT_DECAY = 128, 3e-3, 5e-2
+_PASSES, _STEPS = 60, (300, 2000)
 _WARM_UP = 0.2
 _REFIT = 0.25  # of the steps, and of the learning rate, when training goes on with all images
 _FOR_MEANS = 256
@@ -102,7 +103,8 @@ class _EncoderTask(pl.LightningModule):
     ) -> None:
         super().__init__()
         share = _REFIT if refit else 1.0
-        self.n_steps, self.learning_rate = math.ceil(share * settings.n_steps), share * _LEARNING_RATE
+        n_steps = settings.n_steps or int(np.clip(_PASSES * len(images) / _BATCH, *_STEPS))
+        self.n_steps, self.learning_rate = math.ceil(share * n_steps), share * _LEARNING_RATE
         self.network, self.augment, self.seed = network, settings.augment, seed
         self.images, self.y = torch.from_numpy(images), torch.from_numpy(np.asarray(y, dtype=np.int64))
         counts = np.bincount(y)

@@ -104,7 +104,8 @@ def image_attribution(
     maps = strength * colored + (1 - strength) * grey
 
     titles = [f"{a}\nagainst {b}\n{value:.1f} nats" for a, b, value in zip(target, other, evidence, strict=True)]
-    given, ax = ax, mosaic_axes(ax, 2, len(rows))
-    draw_mosaic(ax, np.stack([images, maps]), above=[titles, [""] * len(rows)], rows=("image", "attribution"))
+    tiles = np.stack([images, maps])
+    given, ax = ax, mosaic_axes(ax, tiles)
+    draw_mosaic(ax, tiles, above=[titles, [""] * len(rows)], rows=("image", "attribution"))
     _base.add_colorbar(ax, mappable, "nats per pixel")
     return _base.finish(ax, given, show=show, return_fig=return_fig)

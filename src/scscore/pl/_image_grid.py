@@ -60,23 +60,25 @@ def image_grid(
     if missing := [name for name in columns if name not in adata.obs]:
         raise KeyError(f"titles={missing} are no columns of adata.obs; available: {adata.obs.columns.tolist()}.")
     images = as_rgb(stack(adata[rows]))
-    texts = [
-        "\n".join(f"{value:.2f}" if isinstance(value, float) else str(value) for value in values)
-        for values in adata.obs.iloc[rows][columns].itertuples(index=False)
-    ]
+    texts = ["\n".join(_text(adata.obs[name].iloc[row]) for name in columns) for row in rows]
     n_columns = min(_N_COLUMNS, len(rows))
     n_rows = -(-len(rows) // n_columns)
     empty = n_rows * n_columns - len(rows)
     tiles = np.concatenate([images, np.ones((empty, *images.shape[1:]))])
+    tiles = tiles.reshape(n_rows, n_columns, *images.shape[1:])
     texts += [""] * empty
     between = _LINE * len(columns)
-    given, ax = ax, mosaic_axes(ax, n_rows, n_columns, between=between)
+    given, ax = ax, mosaic_axes(ax, tiles, between=between)
     draw_mosaic(
         ax,
-        tiles.reshape(n_rows, n_columns, *images.shape[1:]),
+        tiles,
         above=[texts[i * n_columns : (i + 1) * n_columns] for i in range(n_rows)],
         between=between,
     )
     ax.set_xticks([])
     ax.set_yticks([])
     return _base.finish(ax, given, show=show, return_fig=return_fig)
+
+
+def _text(value: object) -> str:
+    return f"{value:.2f}" if isinstance(value, (float, np.floating)) else str(value)

@@ -51,7 +51,7 @@ def image_trajectory(
     images = as_rgb(stack(adata))
     tiles = images.reshape(len(kinds), -1, *images.shape[1:])
     levels = np.asarray(adata.obs["log_snr"])[: tiles.shape[1]]
-    given, ax = ax, mosaic_axes(ax, *tiles.shape[:2])
+    given, ax = ax, mosaic_axes(ax, tiles)
     draw_mosaic(
         ax,
         tiles,

@@ -31,10 +31,11 @@ def as_rgb(images: Array) -> Array:
     return np.clip(np.moveaxis(found, 1, -1), 0, 1)
 
 
-def mosaic_axes(ax: Axes | None, n_rows: int, n_columns: int, *, between: float = 0.0) -> Axes:
-    """Axes for so many tiles; `between` is further space between rows, in tiles."""
-    height = n_rows + (n_rows - 1) * (_GAP + between)
-    return _base.axes_of_size(ax, (_TILE * (n_columns + (n_columns - 1) * _GAP), _TILE * height))
+def mosaic_axes(ax: Axes | None, tiles: Array, *, between: float = 0.0) -> Axes:
+    """Axes for tiles ``(n_rows, n_columns, height, width, 3)``; `between` is further space between rows, in tiles."""
+    n_rows, n_columns, height, width = tiles.shape[:4]
+    rows = n_rows + (n_rows - 1) * (_GAP + between)
+    return _base.axes_of_size(ax, (_TILE * (n_columns + (n_columns - 1) * _GAP), _TILE * rows * height / width))
 
 
 def draw_mosaic(
