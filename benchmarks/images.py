@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import _metrics
 import numpy as np
@@ -164,6 +165,22 @@ def accuracy(task: Task, options: argparse.Namespace, seed: int) -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
+_PAIRS: dict[tuple[str, int], Any] = {}
+
+
+def fit_pair(task: Task, options: argparse.Namespace, seed: int) -> tuple[Any, Network]:
+    """Scscore with the convolutional encoder, and the CNN trained for the same time; once for all parts."""
+    if (key := (task.name, seed)) not in _PAIRS:
+        start = time.perf_counter()
+        model = fit_scscore(task, encoder="conv", seed=seed)
+        seconds = options.cnn_seconds or time.perf_counter() - start
+        _PAIRS[key] = (
+            model,
+            fit_cnn(task.train, task.y_train, augment=task.augment, seconds=seconds, seed=seed),
+        )
+    return _PAIRS[key]
+
+
 def corruptions(seed: int) -> dict[str, Callable[[Images], Images]]:
     """Noise, blur and small translations of growing strength."""
     rng = np.random.default_rng(seed)
@@ -180,15 +197,7 @@ def corruptions(seed: int) -> dict[str, Callable[[Images], Images]]:
 
 def robustness(task: Task, options: argparse.Namespace, seed: int) -> pd.DataFrame:
     """Accuracy, NLL and ECE on corrupted test images; nothing is fitted to them."""
-    start = time.perf_counter()
-    model = fit_scscore(task, encoder="conv", seed=seed)
-    network = fit_cnn(
-        task.train,
-        task.y_train,
-        augment=task.augment,
-        seconds=options.cnn_seconds or time.perf_counter() - start,
-        seed=seed,
-    )
+    model, network = fit_pair(task, options, seed)
     rows = []
     for name, corrupt in corruptions(seed).items():
         images = corrupt(task.test)
@@ -287,10 +296,7 @@ def attribution(task: Task, options: argparse.Namespace, seed: int) -> pd.DataFr
     """
     import scscore as scs
 
-    start = time.perf_counter()
-    model = fit_scscore(task, encoder="conv", seed=seed)
-    seconds = options.cnn_seconds or time.perf_counter() - start
-    network = fit_cnn(task.train, task.y_train, augment=task.augment, seconds=seconds, seed=seed)
+    model, network = fit_pair(task, options, seed)
     judges = {
         "scscore": lambda images: classified(model, images, task.classes)[1],
         "cnn": network.predict_proba,

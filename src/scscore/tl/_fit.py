@@ -18,30 +18,17 @@ from scscore._version import __version__
 from scscore.core.calibration import Calibration
 from scscore.core.covariates import CovariateShift, fit_shifts, level_names, remove
 from scscore.core.prior import Prior, resolve_prior
-from scscore.core.reference_fit import Fold, ReferenceShape, candidate_shapes
+from scscore.core.reference_fit import Fold
 from scscore.core.schedule import NoiseSchedule
 from scscore.core.target import TargetGrid
 from scscore.images._conv import Conv
-from scscore.images._fit import fit_image_encoder
-from scscore.io.encoder_choice import (
-    CHOICE_FEATURES,
-    DEFAULT_TARGET,
-    PANEL,
-    choose_encoder,
-    choose_target_sum,
-    fit_encoder,
-    informative_genes,
-    possible_features,
-    represent,
-)
 from scscore.io.folds import make_folds
 from scscore.io.gene_space import Map
 from scscore.io.keys import Keys
 from scscore.io.modalities import bring_target, of_modality
 from scscore.io.params import json_params, jsonable
-from scscore.io.pixels import PixelGrid
-from scscore.io.representation import ObsmRepresentation, Representation, log_depth, obsm_array, training_matrix
 from scscore.model import ScoreModel
+from scscore.tl._encode import encode_components, encode_images, encode_stored
 from scscore.tl._validate import (
     check_adata,
     check_encoder,
@@ -59,10 +46,8 @@ if TYPE_CHECKING:
     from mudata import MuData
 
 
-_N_FEATURES = (20, 30, 50)
 _MAX_CHOICE_CELLS = 10_000
 _MIN_CELLS = 20  # of a density without classes
-_MOST_VALUES = 500  # features that are no genes: all of their components are used
 _COARSE = 5  # classes that stand for a continuous target where cells are split and encoders compared
 # the reference knows less of a continuous target than of classes: the network has further to go
 _LEARNING_RATE_OF_VALUES = 1e-3
@@ -245,6 +230,8 @@ def fit(
         classes, y = np.unique(labels[labelled], return_inverse=True)
         counts, coarse = np.bincount(y), y
         n_members = n_members or 1
+    if not callable(encoder) and encoder != "pca" and (condition is None or grid is not None):
+        raise ValueError("encoder='conv' is trained on classes: use encoder='pca' or a function of your own.")
     log_prior = resolve_prior("train", classes, counts)
     stored_prior = prior if isinstance(prior, str) else np.exp(resolve_prior(prior, classes, counts))
     resolve_prior(stored_prior, classes, counts)
@@ -254,25 +241,30 @@ def fit(
     check_trainer(accelerator, devices, strategy)
     if checkpoint_dir is not None:
         Path(checkpoint_dir).mkdir(parents=True, exist_ok=True)
-    folds_of = make_folds(coarse, groups, seed=seed)
+    splits = make_folds(coarse, groups, seed=seed)
 
-    representation: Representation
-    unit_variance, depth = False, None
     if use_rep is not None:
-        x = obsm_array(adata, use_rep)[labelled]
-        representation = ObsmRepresentation(use_rep, x.shape[1])
-        represented = [(x[train], x[test]) for train, test in folds_of]
-        shapes = candidate_shapes([x.shape[1]])
-    elif encoder != "pca":
-        chunk, _ = training_matrix(adata, labelled, layer=layer, kind=None)
-        if not callable(encoder) and (condition is None or grid is not None):
-            raise ValueError("encoder='conv' is trained on classes: use encoder='pca' or a function of your own.")
-        representation, x, represented = fit_image_encoder(
-            chunk,
-            PixelGrid.of_names(adata.var_names),  # type: ignore[arg-type]
+        encoded = encode_stored(adata, labelled, use_rep, splits)
+    elif encoder == "pca":
+        encoded = encode_components(
+            adata,
+            labelled,
             coarse,
-            folds_of,
+            splits,
+            layer=layer,
+            kind=None if input == "auto" else input,
+            n_top_genes=n_top_genes,
+            n_comps=n_comps,
+            log_prior=coarse_prior,
+        )
+    else:
+        encoded = encode_images(
+            adata,
+            labelled,
+            coarse,
+            splits,
             Conv() if isinstance(encoder, str) else encoder,
+            layer=layer,
             seed=seed,
             checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
             progress=progress,
@@ -280,53 +272,7 @@ def fit(
             devices=devices,
             strategy=strategy,
         )
-        folds_of = folds_of[: len(represented)]
-        shapes = candidate_shapes([x.shape[1]])
-    else:
-        chunk, kind = training_matrix(adata, labelled, layer=layer, kind=None if input == "auto" else input)
-        genes = adata.var_names.to_numpy(dtype=str)
-        chunk, genes = informative_genes(chunk, genes, n_top_genes=n_top_genes, kind=kind)
-        depth = [log_depth(chunk[test]) for _, test in folds_of] if kind == "counts" else None
-        panel = n_comps is None and chunk.shape[1] <= (_MOST_VALUES if kind == "values" else PANEL)
-        width = n_comps or (chunk.shape[1] if panel else max(_N_FEATURES))
-
-        def shapes_of(n_features: int) -> list[ReferenceShape]:
-            widths = [d for d in _N_FEATURES if d < n_features] if n_comps is None else []
-            return candidate_shapes([*widths, n_features])
-
-        if condition is None:  # densities in different spaces cannot be compared: there is nothing to choose by
-            width = n_comps or _N_FEATURES[1]
-            how = {
-                "n_features": possible_features(width, folds_of),
-                "kind": kind,
-                "target_sum": DEFAULT_TARGET,
-            }
-            representation, x = fit_encoder(chunk, genes, **how)
-            represented = represent(chunk, genes, folds_of, **how)
-        else:
-            representation, x, represented, unit_variance = choose_encoder(
-                chunk,
-                genes,
-                coarse,
-                folds_of,
-                shapes=shapes_of,
-                n_features=width,
-                kind=kind,
-                target_sum=choose_target_sum(
-                    chunk,
-                    coarse,
-                    folds_of,
-                    kind=kind,
-                    log_prior=coarse_prior,
-                    n_features=width if panel else CHOICE_FEATURES,
-                ),
-                log_prior=coarse_prior,
-            )
-        shapes = shapes_of(min(x.shape[1], *(part.shape[1] for parts in represented for part in parts)))
-        if n_top_genes is not None and n_top_genes > adata.n_vars:
-            logger.warning("n_top_genes=%d, but adata holds %d genes: all are used.", n_top_genes, adata.n_vars)
-        if n_comps is not None and x.shape[1] < n_comps:
-            logger.warning("n_comps=%d, but the cells and genes allow %d: so many are used.", n_comps, x.shape[1])
+    x, represented, splits = encoded.points, encoded.of_splits, encoded.splits
     shift = None
     if columns:
         levels, codes = np.unique(level_names(adata.obs[labelled], columns).to_numpy(dtype=str), return_inverse=True)
@@ -335,12 +281,12 @@ def fit(
             columns, tuple(levels.tolist()), fit_shifts(x, coarse, codes, n_levels=len(levels)), frequencies
         )
         x = remove(x, shift.shifts, codes)
-        for i, ((train, test), (x_train, x_test)) in enumerate(zip(folds_of, represented, strict=True)):
+        for i, ((train, test), (x_train, x_test)) in enumerate(zip(splits, represented, strict=True)):
             own = fit_shifts(x_train, coarse[train], codes[train], n_levels=len(levels))
             represented[i] = remove(x_train, own, codes[train]), remove(x_test, own, codes[test])
     folds = [
         Fold(x_train, y[train], x_test, y[test])
-        for (train, test), (x_train, x_test) in zip(folds_of, represented, strict=True)
+        for (train, test), (x_train, x_test) in zip(splits, represented, strict=True)
     ]
 
     steps: dict[str, Any] = {} if max_epochs is None else {"max_steps": max(1, -(-max_epochs * len(y) // batch_size))}
@@ -380,7 +326,7 @@ def fit(
         y,
         n_classes=len(classes),
         log_prior=log_prior,
-        shapes=shapes,
+        shapes=encoded.shapes,
         schedule=NoiseSchedule(),
         config=config,
         n_steps=calibration.n_steps,
@@ -389,7 +335,7 @@ def fit(
         grid=grid,
         direct=objective == "direct",
         n_members=n_members,
-        validation_depth=depth,
+        validation_depth=encoded.log_depth,
         checkpoint_dir=_checkpoints(checkpoint_dir, params, x, y),
         progress=progress,
         accelerator=accelerator,
@@ -403,7 +349,7 @@ def fit(
                 "nll": outcome.reference.nll,
                 "accuracy": outcome.reference.accuracy,
             },
-            "unit_variance": unit_variance,
+            "unit_variance": encoded.unit_variance,
             "n_steps_trained": outcome.n_steps,
             "validation_nll": outcome.validation_nll,
             "validation_nll_reference": outcome.validation_loss[0],
@@ -413,7 +359,7 @@ def fit(
     model = ScoreModel(
         classes=classes,
         class_counts=counts,
-        representation=representation,
+        representation=encoded.representation,
         whitening=outcome.whitening,
         engine=outcome.engine,
         calibration=replace(
