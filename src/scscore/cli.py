@@ -433,6 +433,7 @@ def _read(path: Path, *, backed: bool = False, modality: str | None = None) -> A
     import anndata as ad
 
     from scscore.io.modalities import of_modality
+    from scscore.io.readers import values_of
 
     try:
         if path.suffix == MUDATA:
@@ -441,7 +442,9 @@ def _read(path: Path, *, backed: bool = False, modality: str | None = None) -> A
             data = mudata.read_h5mu(path)
         else:
             data = ad.read_zarr(path) if path.suffix == ".zarr" else ad.read_h5ad(path, backed="r" if backed else None)
-            rows_on_disk = getattr(data.X, "format", "csr") == "csr"  # rows of a CSC matrix cannot be read cheaply
+            rows_on_disk = (
+                getattr(values_of(data), "format", "csr") == "csr"
+            )  # rows of a CSC matrix cannot be read cheaply
             data = data.to_memory() if backed and not rows_on_disk else data
     except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(

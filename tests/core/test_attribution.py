@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from scscore.core.analytic import MixtureDiffusion
-from scscore.core.attribution import Contrast, attribute, baseline_of, frozen_evidence, integrated_gradients
+from scscore.core.attribution import (
+    Contrast,
+    attribute,
+    baseline_of,
+    frozen_evidence,
+    integrated_gradients,
+    neutral_points,
+)
 from scscore.core.diffusion import ConditionalDiffusion
 from scscore.core.likelihood import log_likelihood
 from scscore.core.reference import GaussianReference
@@ -154,3 +161,17 @@ def test_chunks_change_nothing(mixture: MixtureDiffusion):
         for i in range(0, 30, 7)
     ]
     np.testing.assert_allclose(torch.cat(parts, 1), whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([-5.0, 3.0, -4.0], 0.3125), ([5.0, 3.0, -4.0], 0.7143), ([5.0, 2.0, 3.0], 0.5), ([-5.0, -2.0, -3.0], 0.5)],
+)
+def test_neutral_points_of_any_course(values, expected):
+    """Evidence along a line, linear between three points: the last rise through zero, else the grid point closest to zero."""
+
+    def evidence(x: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(np.interp(x[:, 0].numpy(), [0, 0.5, 1], values))
+
+    zero = torch.zeros(1, 1, dtype=torch.float64)
+    assert abs(float(neutral_points(evidence, zero, zero + 1)) - expected) < 1 / 16

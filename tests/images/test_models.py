@@ -1,11 +1,13 @@
 """Models of images: fit, classify, attribute, sample, save; nothing of it is special to images."""
 
+import anndata as ad
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
 import scscore as scs
+from scscore.cli import main
 from scscore.core.reference_fit import Whitening
 from scscore.images import _fit
 from scscore.io.image_encoder import encoded
@@ -132,12 +134,18 @@ def test_interrupted_fits_resume(train, tmp_path):
     arguments = {"encoder": how, "max_epochs": 2, "progress": False}
     one = scs.tl.fit(train.copy(), "class", **arguments)
     scs.tl.fit(train.copy(), "class", checkpoint_dir=tmp_path, **arguments)
-    assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == [
-        "encoder_all.safetensors",
-        "encoder_validation.safetensors",
-    ]
+    files = sorted(tmp_path.glob("encoder_*.safetensors"))
+    assert len(files) == 2
+    times = [file.stat().st_mtime_ns for file in files]
     again = scs.tl.fit(train.copy(), "class", checkpoint_dir=tmp_path, **arguments)
     assert again.hash == one.hash
+    assert [file.stat().st_mtime_ns for file in files] == times
+    # networks of other images are not taken for those of these
+    grid, split = PixelGrid.of_names(train.var_names), (np.arange(300), np.arange(300, 400))
+    y, pixels = (train.obs["class"] == "red").to_numpy().astype(int), scs.images.stack(train).reshape(400, -1)
+    more = {"seed": 0, "progress": False, "checkpoint_dir": tmp_path}
+    _fit.fit_image_encoder(pixels, grid, y, [split], how, **more)
+    assert len(list(tmp_path.glob("encoder_*.safetensors"))) == 4
 
 
 @pytest.mark.parametrize(
@@ -182,17 +190,17 @@ def test_damaged_stacks(pca_model, query):
 
 
 def test_trajectories(model, query):
-    steps = scs.images.trajectory(query, model, query.obs_names[3], n_levels=4)
+    steps = scs.tl.image_trajectory(query, model, query.obs_names[3], n_levels=4)
     assert steps.n_obs == 12 and steps.obs["image"].cat.categories[0] == "noised"
     images = scs.images.stack(steps).reshape(3, 4, 3, 12, 12)
     clean = scs.images.stack(query)[3]
     # hardly any noise: all three are the image, as far as the encoder keeps it
     assert abs(images[0, 0] - images[1, 0]).mean() < abs(images[0, -1] - images[1, -1]).mean()
     assert images[1, -1].std() < clean.std()  # all noise: what the class expects is its mean
-    with pytest.raises(KeyError, match="is not in adata"):
-        scs.images.trajectory(query, model, "nobody")
+    with pytest.raises(KeyError, match="is not one of adata"):
+        scs.tl.image_trajectory(query, model, "nobody")
     with pytest.raises(KeyError, match="no classes of the model"):
-        scs.images.trajectory(query, model, query.obs_names[0], classes=["green"])
+        scs.tl.image_trajectory(query, model, query.obs_names[0], classes=["green"])
 
 
 def test_encoders_get_images(train):
@@ -205,3 +213,103 @@ def test_encoders_get_images(train):
 
     points = encoded(Spy(), PixelGrid.of_names(train.var_names), scs.images.stack(train)[:5].reshape(5, -1))
     assert shapes == [(3, 12, 12)] and points.shape == (5, 48)
+
+
+def test_modules_are_used_in_evaluation_mode(train, query):
+    network = torch.nn.Sequential(Pooled(), torch.nn.BatchNorm1d(48), torch.nn.Dropout(0.5)).train()
+    model = scs.tl.fit(train.copy(), "class", encoder=network, max_epochs=2, progress=False)
+    assert not network.training and int(network[1].num_batches_tracked) == 0
+    scs.tl.classify(query, model, progress=False)
+    assert (model.classes[query.obsm["scscore_posterior"].argmax(1)] == query.obs["class"]).mean() > 0.95
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        (lambda images: images.flatten(1)[:, :4] + torch.rand(len(images), 4), "without randomness"),
+        (lambda images: torch.zeros(len(images), 4), "same point for all"),
+        (Pooled, "must be 'pca', 'conv'"),
+    ],
+)
+def test_useless_encoders(train, encoder, message):
+    with pytest.raises(ValueError, match=message):
+        scs.tl.fit(train.copy(), "class", encoder=encoder, progress=False)
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x.detach(), torch.round])
+def test_attributions_need_gradients(train, query, wrap):
+    def encoder(images: torch.Tensor) -> torch.Tensor:
+        return wrap(8 * torch.nn.functional.avg_pool2d(images, 4).flatten(1))
+
+    model = scs.tl.fit(train.copy(), "class", encoder=encoder, max_epochs=2, progress=False)
+    scs.tl.classify(query, model, progress=False)
+    with pytest.raises(ValueError, match="which attributions need"):
+        scs.tl.attribute(query, model, progress=False)
+
+
+@pytest.mark.parametrize("option", [{"by_level": True}, {"method": "dissipation"}])
+def test_what_needs_a_linear_encoder_says_so(conv_model, query, option):
+    with pytest.raises(ValueError, match="encoder that is linear"):
+        scs.tl.attribute(query, conv_model, progress=False, **option)
+
+
+def test_missing_values_are_found(conv_model, query):
+    query.obsm[IMAGES] = scs.images.stack(query)
+    query.obsm[IMAGES][3, 0, 0, 0] = np.nan
+    for function in (scs.tl.classify, scs.tl.attribute):
+        with pytest.raises(ValueError, match="NaN"):
+            function(query, conv_model, progress=False)
+
+
+def test_backed_files_and_the_command_line(conv_model, query, tmp_path):
+    query.write_h5ad(tmp_path / "query.h5ad")
+    conv_model.save(tmp_path / "model")
+    expected = scs.tl.classify(query, conv_model, copy=True, progress=False).obsm["scscore_posterior"]
+    backed = ad.read_h5ad(tmp_path / "query.h5ad", backed="r")
+    scs.tl.classify(backed, conv_model, progress=False)
+    np.testing.assert_array_equal(backed.obsm["scscore_posterior"], expected)
+    backed.file.close()
+    files = [str(tmp_path / name) for name in ("query.h5ad", "model", "out.h5ad")]
+    assert main(["classify", files[0], "--model", files[1], "--out", files[2], "--device", "cpu"]) == 0
+    np.testing.assert_allclose(ad.read_h5ad(files[2]).obsm["scscore_posterior"], expected, atol=1e-5)
+
+
+def test_pixels_in_another_order_are_refused(pca_model, query):
+    order = np.random.default_rng(0).permutation(query.n_vars)
+    with pytest.raises(ValueError, match="12 x 12 pixels"):
+        scs.tl.classify(query[:, order].copy(), pca_model, progress=False)
+    query.obsm[IMAGES] = np.moveaxis(query.obsm[IMAGES], 1, -1)
+    with pytest.raises(ValueError, match="in this order"):
+        scs.tl.classify(query, pca_model, progress=False)
+
+
+def test_signed_integers_are_refused(pca_model, query):
+    query.obsm[IMAGES] = query.obsm[IMAGES].astype(np.int16)
+    with pytest.raises(ValueError, match="unsigned integers or floats"):
+        scs.tl.classify(query, pca_model, progress=False)
+
+
+def test_a_channel_without_content_decides_nothing(train, query):
+    def with_opacity(cells, value):
+        images = np.concatenate([cells.obsm[IMAGES], np.full((cells.n_obs, 1, 12, 12), value, dtype=np.uint8)], axis=1)
+        return scs.images.from_arrays(images, obs=cells.obs[["class"]], channel_axis=1)
+
+    how = scs.images.Conv(augment="none", n_features=8, n_steps=250)
+    model = scs.tl.fit(with_opacity(train, 255), "class", encoder=how, max_epochs=2, progress=False)
+    found = [
+        scs.tl.classify(with_opacity(query, value), model, copy=True, progress=False).obsm["scscore_posterior"]
+        for value in (255, 254)
+    ]
+    assert (found[0].argmax(1) == found[1].argmax(1)).mean() > 0.97
+
+
+def test_generated_pixels_know_their_place(pca_model):
+    new = scs.tl.sample(pca_model, 4, progress=False)
+    assert new.var["channel"].tolist()[:2] == ["red", "red"] and new.var["column"].tolist()[:2] == [0, 1]
+
+
+def test_inflation_is_said_where_cells_are_generated(train, caplog):
+    model = scs.tl.fit(train.copy(), "class", n_comps=5, max_epochs=1, progress=False)
+    model.params["reference"]["inflation"] = 2.5
+    scs.tl.sample(model, 2, progress=False)
+    assert "inflated by 2.5" in caplog.text

@@ -102,6 +102,19 @@ def test_folders(tmp_path):
         scs.images.from_folder(tmp_path)
 
 
+def test_files_of_other_kinds(tmp_path):
+    pages = [Image.fromarray(RNG.integers(0, 256, (6, 5), dtype=np.uint8)) for _ in range(3)]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(ValueError, match="3 pages"):
+        scs.images.from_folder(tmp_path)
+    (tmp_path / "pages.tif").unlink()
+    Image.fromarray(RNG.integers(0, 256, (6, 5, 4), dtype=np.uint8), "RGBA").save(tmp_path / "a.png")
+    (tmp_path / "._a.png").write_text("of another system")
+    assert scs.images.from_folder(tmp_path).obsm[IMAGES].shape == (1, 3, 6, 5)
+    with pytest.raises(ValueError, match="pair of positive integers"):
+        scs.images.from_folder(tmp_path, size=(0, 4))
+
+
 def test_folders_without_images(tmp_path):
     with pytest.raises(FileNotFoundError, match="not a folder"):
         scs.images.from_folder(tmp_path / "none")

@@ -108,7 +108,7 @@ def test_messages(cells, counts):
         scs.pl.image_grid(cells, titles="kind")
     with pytest.raises(ValueError, match="no pixels"):
         scs.pl.image_grid(counts)
-    with pytest.raises(KeyError, match=r"scscore\.images\.trajectory"):
+    with pytest.raises(KeyError, match=r"scscore\.tl\.image_trajectory"):
         scs.pl.image_trajectory(cells)
     del cells.layers["scscore_attribution"]
     with pytest.raises(KeyError, match="per_cell=True"):

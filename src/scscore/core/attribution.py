@@ -118,7 +118,7 @@ class ValueContrast:
 def neutral_points(evidence: Evidence, start: Tensor, end: Tensor) -> Tensor:
     """Points between `start` and `end`, ``(n, n_features)`` each, at which the evidence is zero.
 
-    The last such point before the end; where there is none, the point of the lowest evidence.
+    The last such point on the way up to the end; where there is none, the point of the smallest evidence for either side.
 
     Parameters
     ----------
@@ -133,15 +133,14 @@ def neutral_points(evidence: Evidence, start: Tensor, end: Tensor) -> Tensor:
 
     grid = torch.linspace(0, 1, _GRID + 1, dtype=torch.float64, device=start.device)
     values = torch.stack([at(t.expand(len(start))) for t in grid])
-    last = (values < 0).to(torch.float64) * torch.arange(_GRID + 1, device=start.device)[:, None]
-    low = last.amax(0).long().clamp_max(_GRID - 1)
-    below, above = grid[low], grid[low + 1]
+    rises = (values[:-1] < 0) & (values[1:] >= 0)
+    low = (rises.to(torch.int64) * torch.arange(1, _GRID + 1, device=start.device)[:, None]).amax(0) - 1
+    below, above = grid[low.clamp_min(0)], grid[low.clamp_min(0) + 1]
     for _ in range(_BISECTIONS):
         middle = 0.5 * (below + above)
         negative = at(middle) < 0
         below, above = torch.where(negative, middle, below), torch.where(negative, above, middle)
-    crosses = (values < 0).any(0)
-    t = torch.where(crosses, 0.5 * (below + above), grid[values.argmin(0)])
+    t = torch.where(low >= 0, 0.5 * (below + above), grid[values.abs().argmin(0)])
     return start + t[:, None] * (end - start)
 
 

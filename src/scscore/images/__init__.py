@@ -2,6 +2,5 @@
 
 from scscore.images._conv import Conv
 from scscore.images._stacks import from_arrays, from_folder, stack
-from scscore.images._trajectory import trajectory
 
-__all__ = ["Conv", "from_arrays", "from_folder", "stack", "trajectory"]
+__all__ = ["Conv", "from_arrays", "from_folder", "stack"]

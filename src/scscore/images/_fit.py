@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,19 @@ def fit_image_encoder(
         return encoder, x, [(x[train], x[held_out]) for train, held_out in splits]
     from scscore.images._training import fit_network  # here, because Lightning takes seconds to import
 
-    def checkpoint(name: str) -> Path | None:
-        return None if checkpoint_dir is None else checkpoint_dir / f"encoder_{name}.safetensors"
-
     train, held_out = splits[0]
+    content = hashlib.sha256(repr((how, training["seed"])).encode())
+    for array in (pixels, y, train):
+        content.update(np.ascontiguousarray(array).tobytes())
+
+    def checkpoint(name: str) -> Path | None:
+        """A file that belongs to these images, labels and settings alone."""
+        return (
+            None
+            if checkpoint_dir is None
+            else checkpoint_dir / f"encoder_{name}_{content.hexdigest()[:16]}.safetensors"
+        )
+
     images = pixels.reshape(-1, *grid.shape)
     first = fit_network(
         images[train], y[train], how, checkpoint=checkpoint("validation"), description="fit: encoder", **training

@@ -9,15 +9,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from scscore._version import __version__
 from scscore.io.pixels import IMAGES, PixelGrid, image_stack, intensity_factor
+from scscore.io.readers import values_of
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp"}
 _MOST_CHANNELS = 4
+_MODES = {"1": "L", "LA": "L", "P": "RGB", "RGBA": "RGB"}
+"""Modes of PIL without opacity and palettes."""
 
 
 def from_arrays(
@@ -77,9 +81,10 @@ def from_arrays(
         raise TypeError(f"obs must be a DataFrame with one row per image, got {type(obs).__name__}.")
     if obs is not None and len(obs) != len(found):
         raise ValueError(f"obs has {len(obs)} rows, and there are {len(found)} images.")
+    last = _channels_last(found.shape, channel_axis)
     if found.ndim == 3:
         found = found[:, None]
-    elif _channels_last(found.shape, channel_axis):
+    elif last:
         found = np.moveaxis(found, -1, 1)
     found = found.astype(np.uint8) * np.uint8(255) if found.dtype.kind == "b" else found
     if found.dtype.kind == "f" and not np.isfinite(found).all():
@@ -101,7 +106,7 @@ def from_arrays(
         "image_size": np.array(found.shape[2:]),
         "version": __version__,
     }
-    return AnnData(obs=obs, var=grid.var(), obsm={IMAGES: np.ascontiguousarray(found)}, uns={IMAGES: what})
+    return AnnData(obs=obs, var=grid.var(), obsm={IMAGES: np.array(found, order="C")}, uns={IMAGES: what})
 
 
 def from_folder(
@@ -117,7 +122,7 @@ def from_folder(
         Height and width that all images are brought to (bilinear). ``None``: they must have one size.
     mode
         Mode of `PIL <https://pillow.readthedocs.io/en/stable/handbook/concepts.html#modes>`_ that all are brought to: ``"L"`` for one channel,
-        ``"RGB"`` for three. ``None``: that of the first image.
+        ``"RGB"`` for three. ``None``: that of the first image, without opacity.
 
     Returns
     -------
@@ -129,19 +134,27 @@ def from_folder(
     FileNotFoundError
         No such folder.
     ValueError
-        No images in it, a file that cannot be read, images of several sizes without `size`.
+        No images in it, a file that cannot be read or holds several pages, images of several sizes without `size`.
     """
     root = Path(path)
     if not root.is_dir():
         raise FileNotFoundError(f"path={str(path)!r} is not a folder.")
-    files = sorted(file for file in root.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
+    if size is not None and (len(np.atleast_1d(size)) != 2 or min(size) < 1):
+        raise ValueError(f"size must be a pair of positive integers, height and width, got {size!r}.")
+    files = sorted(
+        file
+        for file in root.rglob("*")
+        if file.suffix.lower() in _SUFFIXES and file.is_file() and not file.name.startswith(".")
+    )
     if not files:
         raise ValueError(f"path={str(path)!r} holds no images ({', '.join(sorted(_SUFFIXES))}).")
     images: list[NDArray[Any]] = []
     for file in files:
         try:
             with Image.open(file) as image:
-                mode = mode or ("L" if image.mode == "1" else "RGB" if image.mode == "P" else image.mode)
+                if (pages := getattr(image, "n_frames", 1)) > 1:
+                    raise ValueError(f"it holds {pages} pages; make the channels an array, and use from_arrays")
+                mode = mode or _MODES.get(image.mode, image.mode)
                 one = image.convert(mode)
         except (OSError, ValueError) as error:
             raise ValueError(f"{file} cannot be read as an image of mode {mode!r}: {error}.") from error
@@ -185,17 +198,18 @@ def stack(adata: AnnData, values: ArrayLike | None = None) -> NDArray[np.floatin
         raise ValueError(
             f"the variables of adata ({', '.join(adata.var_names[:3])}, ...) are no pixels of whole images, named 'channel_row_column'."
         )
-    found = np.asarray(adata.X if values is None else values)
+    found: Any = values_of(adata) if values is None else values
+    found = found.toarray() if sp.issparse(found) else np.asarray(found)
     if found.ndim == 0 or found.shape[-1] != adata.n_vars:
         raise ValueError(f"values must have shape (..., {adata.n_vars}), one per pixel, got {found.shape}.")
     return found.reshape(*found.shape[:-1], *grid.shape)
 
 
 def _channels_last(shape: tuple[int, ...], axis: int | None) -> bool:
-    if axis not in (None, 1, -1, 3):
+    if axis not in (None, 1, -1):
         raise ValueError(f"channel_axis must be 1 or -1, got {axis!r}.")
-    if axis is not None:
-        return axis != 1
+    if axis is not None or len(shape) == 3:
+        return axis == -1
     short = [shape[i] <= _MOST_CHANNELS for i in (1, -1)]
     if short[0] == short[1]:
         raise ValueError(

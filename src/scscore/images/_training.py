@@ -35,6 +35,7 @@ _PASSES, _STEPS = 60, (300, 2000)
 _WARM_UP = 0.2
 _REFIT = 0.25  # of the steps, and of the learning rate, when training goes on with all images
 _FOR_MEANS = 256
+_LEAST_SCALE = 0.02
 
 
 def fit_network(
@@ -111,10 +112,13 @@ class _EncoderTask(pl.LightningModule):
         self.register_buffer("log_prior", torch.from_numpy(np.log(counts / counts.sum())).float(), persistent=False)
         self.means = torch.nn.Parameter(0.5 * torch.randn(len(counts), settings.n_features))
         network.mean.copy_(self.images.mean((0, 2, 3))[:, None, None])
-        network.scale.copy_(self.images.std((0, 2, 3)).clamp_min(1e-6)[:, None, None])
+        scale = self.images.std((0, 2, 3))  # a channel without content, such as opacity, must not outweigh the others
+        scale = torch.where(scale < _LEAST_SCALE * scale.max(), scale.max(), scale).clamp_min(1e-6)
+        network.scale.copy_(scale[:, None, None])
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.global_step)
+        step = self.global_step * self.trainer.world_size + self.trainer.global_rank
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         rows = torch.randint(len(self.images), (_BATCH,), generator=generator)
         images, y = self.images[rows].to(self.device), self.y[rows].to(self.device)
         points = self.network(varied(images, self.augment, generator))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from scscore.io.genes import align_genes
 from scscore.io.readers import Chunk, MatrixReader
-from scscore.io.representation import PCAEncoder, obsm_array
+from scscore.io.representation import PCAEncoder, check_values, obsm_array
 
 if TYPE_CHECKING:
     from scscore.io.image_encoder import ImageEncoder
@@ -24,7 +24,7 @@ Array = NDArray[np.float64]
 Map = Callable[[Tensor], Tensor]
 
 _TOLERANCE = 1e-3  # of what loadings or an encoder make of the expression, relative to the spread of the representation
-_SAMPLE = 256
+_SAMPLE, _FEW = 256, 4
 _RIDGE = 1e-3
 
 
@@ -190,7 +190,11 @@ class EncodedGenes:
     def of_images(cls, encoder: ImageEncoder, adata: AnnData, *, layer: str | None) -> Self:
         """The pixels of `adata`, with the encoder of a model and its decoder."""
         encoder.grid.check(adata)
-        return cls(encoder, encoder.decoder.decode, MatrixReader(adata, layer))
+        reader = MatrixReader(adata, layer)
+        for _, chunk in reader.chunks():
+            check_values(chunk, "pixels")
+        encoder.check_differentiable(torch.from_numpy(_dense(reader.rows(0, min(_FEW, adata.n_obs)))))
+        return cls(encoder, encoder.decoder.decode, reader)
 
     def expression(self, points: Array) -> Array:
         """Decoded expression ``(n, n_vars)`` of points of which only the leading features are given; the others are average."""

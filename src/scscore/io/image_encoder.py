@@ -16,7 +16,7 @@ from scscore.io.pixels import PixelGrid
 from scscore.io.readers import MatrixReader
 from scscore.io.representation import Matrix, check_values
 
-_ROWS = 512
+_ROWS, _SAMPLE = 512, 8
 
 
 class ImageEncoder:
@@ -44,9 +44,16 @@ class ImageEncoder:
         Raises
         ------
         ValueError
-            The network does not give finite points, one row per image.
+            The network does not give finite points, one row per image, is random or constant.
         """
+        if isinstance(network, nn.Module):
+            network.eval()
         points = encoded(network, grid, pixels)
+        some = pixels[:_SAMPLE]
+        if not np.allclose(encoded(network, grid, some), points[: len(some)], rtol=1e-3, atol=1e-3 * points.std()):
+            raise ValueError("encoder gives other points when it is called again: it must be without randomness.")
+        if (points == points[0]).all():
+            raise ValueError("encoder gives the same point for all images.")
         return cls(network, grid, RidgeDecoder.fit([(0, pixels)], points)), points
 
     @property
@@ -56,7 +63,17 @@ class ImageEncoder:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Points ``(n, n_features)`` of pixels ``(n, n_vars)``, differentiable."""
-        return self.network(pixels.reshape(-1, *self.grid.shape))
+        return _called(self.network, pixels.reshape(-1, *self.grid.shape))
+
+    def check_differentiable(self, pixels: Tensor) -> None:
+        """Raise ValueError unless gradients come through to these pixels, ``(n, n_vars)``."""
+        x = pixels.clone().requires_grad_()
+        try:
+            (gradient,) = torch.autograd.grad(self(x).sum(), x)
+        except RuntimeError as error:
+            raise ValueError(f"encoder is not differentiable, which attributions need: {error}") from error
+        if not gradient.any():
+            raise ValueError("encoder has no gradient (rounded, detached?), which attributions need.")
 
     def chunks(self, adata: AnnData, *, layer: str | None = None, size: int = 4096) -> Iterator[tuple[int, Matrix]]:
         """First row and points of one chunk of images after the other; all are checked before the first."""
@@ -98,13 +115,18 @@ def encoded(network: Map, grid: PixelGrid, pixels: NDArray[np.float32]) -> Matri
     ValueError
         The network does not give finite points, one row per image.
     """
-    with torch.inference_mode():
+    with torch.no_grad():
         parts = [
-            network(torch.from_numpy(pixels[i : i + _ROWS]).reshape(-1, *grid.shape))
+            _called(network, torch.from_numpy(pixels[i : i + _ROWS]).reshape(-1, *grid.shape))
             for i in range(0, len(pixels), _ROWS)
         ]
     tensors = all(isinstance(part, Tensor) for part in parts)
-    if not tensors or parts[0].ndim != 2 or parts[0].shape[1] == 0 or sum(len(part) for part in parts) != len(pixels):
+    if (
+        not tensors
+        or any(part.ndim != 2 for part in parts)
+        or parts[0].shape[1] == 0
+        or sum(len(part) for part in parts) != len(pixels)
+    ):
         found = f"shape {tuple(parts[0].shape)}" if tensors else type(parts[0]).__name__
         raise ValueError(
             f"encoder must be a function from images ({min(_ROWS, len(pixels))}, {', '.join(map(str, grid.shape))}) to points, a tensor of "
@@ -116,3 +138,10 @@ def encoded(network: Map, grid: PixelGrid, pixels: NDArray[np.float32]) -> Matri
             "encoder returned NaN or infinite points; look at its last layers and at the scale of its input."
         )
     return points
+
+
+def _called(network: Map, images: Tensor) -> Tensor:
+    """Points of images, on the CPU, by a network on any device."""
+    parameter = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+    found = network(images if parameter is None else images.to(parameter.device, parameter.dtype))
+    return found.float().cpu() if isinstance(found, Tensor) else found

@@ -52,7 +52,11 @@ def model_tensors(model: ScoreModel) -> Tensors:
     if isinstance(model.representation, ImageEncoder):
         tensors |= {f"decoder.{name}": value for name, value in model.representation.decoder._asdict().items()}
         if isinstance(network := model.representation.network, torch.nn.Module):
-            tensors |= {f"encoder.{name}": value.detach().cpu().numpy() for name, value in network.state_dict().items()}
+            weights = {name: value.detach().cpu() for name, value in network.state_dict().items()}
+            tensors |= {  # numpy knows no half precision of this kind
+                f"encoder.{name}": (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+                for name, value in weights.items()
+            }
     for prefix in ("held_out", "held_out_values"):
         if (cells := getattr(model, prefix)) is not None:
             tensors |= {f"{prefix}.{k}": v for k, v in vars(cells).items() if v is not None}

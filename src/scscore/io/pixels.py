@@ -89,12 +89,14 @@ def image_stack(adata: AnnData) -> Any:
     """
     if IMAGES not in adata.obsm:
         raise KeyError(f"adata.obsm[{IMAGES!r}] is missing: make the AnnData with scscore.images.from_arrays.")
-    stack = adata.obsm[IMAGES]
-    if stack.ndim != 4 or np.prod(stack.shape[1:]) != adata.n_vars:
+    stack, grid = adata.obsm[IMAGES], PixelGrid.of_names(adata.var_names)
+    if grid is None or stack.shape[1:] != grid.shape:
         raise ValueError(
-            f"adata.obsm[{IMAGES!r}] has shape {stack.shape} and adata has {adata.n_vars} variables: images need shape (n_obs, "
-            "n_channels, height, width) and a variable for every pixel; scscore.images.from_arrays makes such an AnnData."
+            f"adata.obsm[{IMAGES!r}] has shape {stack.shape} and adata {adata.n_vars} variables: images need shape (n_obs, n_channels, "
+            "height, width) and a variable for every pixel, in this order; scscore.images.from_arrays makes such an AnnData."
         )
+    if stack.dtype.kind not in "uf":
+        raise ValueError(f"adata.obsm[{IMAGES!r}] holds {stack.dtype}; unsigned integers or floats are expected.")
     return stack
 
 

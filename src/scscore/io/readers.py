@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from scscore.io.pixels import IMAGES, image_stack, intensity_factor
+from scscore.io.pixels import IMAGES, PixelGrid, image_stack, intensity_factor
 
 Chunk: TypeAlias = Any  # CSR matrix or dense array; scipy has no types
 
@@ -34,15 +34,15 @@ class MatrixReader:
     shape
         Of the matrix.
     pixels
-        Whether the values are those of images.
+        Whether the variables are pixels of images.
     """
 
     def __init__(self, adata: AnnData, layer: str | None = None) -> None:
         if layer is not None and layer not in adata.layers:
             raise KeyError(f"layer={layer!r} is not in adata.layers; available: {sorted(adata.layers)}.")
-        matrix = adata.X if layer is None else adata.layers[layer]
-        self.pixels, self._factor = matrix is None and IMAGES in adata.obsm, 1.0
-        if self.pixels:
+        matrix = values_of(adata) if layer is None else adata.layers[layer]
+        self.pixels, self._factor = PixelGrid.of_names(adata.var_names) is not None, 1.0
+        if matrix is None and IMAGES in adata.obsm:
             stack = image_stack(adata)
             matrix, self._factor = stack.reshape(len(stack), -1), intensity_factor(stack.dtype)
         if matrix is None:
@@ -70,6 +70,13 @@ class MatrixReader:
         if sp.issparse(parts[0]):
             return sp.vstack(parts, format="csr")
         return np.concatenate(parts)
+
+
+def values_of(adata: AnnData) -> Any:
+    """``X``, or ``None`` where there is none, in a backed file, too."""
+    if adata.isbacked and "X" not in adata.file._file:
+        return None
+    return adata.X
 
 
 def _in_memory(block: Any) -> Chunk:

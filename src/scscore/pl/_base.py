@@ -130,7 +130,9 @@ def positions(adata: AnnData, cells: Sequence[str] | None, n_first: int) -> NDAr
         return np.arange(min(n_first, adata.n_obs))
     names = [cells] if isinstance(cells, str) else list(cells)
     rows = adata.obs_names.get_indexer(names)
-    if len(rows) == 0 or (rows < 0).any():
+    if not names:
+        raise ValueError("cells names no cell; None takes the first ones.")
+    if (rows < 0).any():
         unknown = [name for name, row in zip(names, rows, strict=True) if row < 0]
         raise KeyError(f"cells={unknown} are not in adata.obs_names, e.g. {adata.obs_names[:3].tolist()}.")
     return rows.astype(np.int64)

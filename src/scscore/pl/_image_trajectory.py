@@ -24,7 +24,7 @@ def image_trajectory(
     Parameters
     ----------
     adata
-        From :func:`scscore.images.trajectory`.
+        From :func:`scscore.tl.image_trajectory`.
     ax, show, return_fig
         See :mod:`scscore.pl`.
 
@@ -36,19 +36,28 @@ def image_trajectory(
     ------
     KeyError
         `adata` is not from that function.
+    ValueError
+        It is only a part of it.
 
     Examples
     --------
     >>> import scscore as scs
     >>> digits = scs.datasets.digits()
     >>> model = scs.tl.fit(digits, "digit", max_epochs=2, progress=False)
-    >>> steps = scs.images.trajectory(digits, model, digits.obs_names[0])
+    >>> steps = scs.tl.image_trajectory(digits, model, digits.obs_names[0])
     >>> axes = scs.pl.image_trajectory(steps, show=False)
     """
     if missing := {"image", "log_snr"} - set(adata.obs):
-        raise KeyError(f"adata.obs has no {sorted(missing)}: pass what scscore.images.trajectory returned.")
+        raise KeyError(f"adata.obs has no {sorted(missing)}: pass what scscore.tl.image_trajectory returned.")
     kinds = adata.obs["image"].astype("category").cat.categories.astype(str).tolist()
     images = as_rgb(stack(adata))
+    if (
+        adata.n_obs % len(kinds)
+        or adata.obs["image"].astype(str).tolist() != np.repeat(kinds, adata.n_obs // len(kinds)).tolist()
+    ):
+        raise ValueError(
+            "adata is a part of a trajectory: pass the whole of what scscore.tl.image_trajectory returned."
+        )
     tiles = images.reshape(len(kinds), -1, *images.shape[1:])
     levels = np.asarray(adata.obs["log_snr"])[: tiles.shape[1]]
     given, ax = ax, mosaic_axes(ax, tiles)

@@ -18,16 +18,19 @@ Array = NDArray[np.floating]
 _TILE = 0.95  # inches
 _GAP = 0.08  # of a tile
 _WHITE = 0.999  # quantile
+_NEGATIVE, _LITTLE = 0.5, 0.25
 
 
 def as_rgb(images: Array) -> Array:
     """Colours ``(n, height, width, 3)`` between 0 and 1 of images ``(n, n_channels, height, width)``.
 
-    Three channels are red, green and blue, others are averaged. Where intensities exceed one, their highest ones are white.
+    Three channels are red, green and blue, others are averaged. Where intensities leave the range from 0 to 1, or use little of it, as those of
+    cameras with 12 bits do, the lowest are black and the highest white.
     """
     found = images if images.shape[1] == 3 else np.repeat(images.mean(1, keepdims=True), 3, axis=1)
-    if images.max() > 1.5:
-        found = found / max(float(np.quantile(found, _WHITE)), 1e-12)
+    low, high = min(float(found.min()), 0.0), float(np.quantile(found, _WHITE))
+    if low < -_NEGATIVE or high > 1 + _NEGATIVE or high < _LITTLE:
+        found = (found - low) / max(high - low, 1e-12)
     return np.clip(np.moveaxis(found, 1, -1), 0, 1)
 
 

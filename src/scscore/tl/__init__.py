@@ -11,6 +11,7 @@ from scscore.tl._energy import energy
 from scscore.tl._energy_landscape import energy_landscape
 from scscore.tl._fit import fit
 from scscore.tl._funnel import funnel
+from scscore.tl._image_trajectory import image_trajectory
 from scscore.tl._predict_perturbation import predict_perturbation
 from scscore.tl._regress import regress
 from scscore.tl._sample import sample
@@ -27,6 +28,7 @@ __all__ = [
     "energy_landscape",
     "fit",
     "funnel",
+    "image_trajectory",
     "predict_perturbation",
     "regress",
     "sample",

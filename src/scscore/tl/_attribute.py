@@ -19,6 +19,7 @@ from scscore._version import __version__
 from scscore.core.attribution import Contrast
 from scscore.core.trajectories import NoiseStream
 from scscore.io.gene_sets import GeneSets
+from scscore.io.gene_space import LinearGenes
 from scscore.io.keys import Keys
 from scscore.io.modalities import of_modality
 from scscore.io.params import json_params, jsonable
@@ -194,6 +195,8 @@ def attribute(
     sets = None if gene_sets is None else GeneSets.of(gene_sets, adata)
     torch_device, n_steps = usable_device(device), n_steps or model.calibration.n_steps
     genes = genes_of(adata, model, encoder, decoder, layer=layer)
+    if by_level and not isinstance(genes, LinearGenes):
+        raise ValueError("by_level=True needs method='integrated_gradients' and an encoder that is linear.")
     split = EvidenceSplit(
         model, genes, method, n_steps=n_steps, n_paths=n_paths, n_segments=n_segments, device=torch_device
     )

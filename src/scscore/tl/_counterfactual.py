@@ -29,6 +29,7 @@ from scscore.tl._validate import (
     class_codes,
     seed_of,
     usable_device,
+    warn_of_inflation,
 )
 
 _N_STEPS = 32  # where the error of the worst of 210 PBMC is below a ten-thousandth of the spread within a class
@@ -95,7 +96,7 @@ def counterfactual(
       cell), float32;
     - ``uns[f"{k}_counterfactual"]``: ``classes``, ``params`` (JSON), ``model_hash``, ``version``.
 
-    A model of a stored representation knows no genes: the result has the new points in the key that it reads, ``obsm[use_rep]``, and no ``X``,
+    A model of a stored representation, or with another encoder than principal components, knows no genes: the result has the new points in the key that it reads, ``obsm[use_rep]``, and no ``X``,
     layers or ``var``.
 
     Raises
@@ -135,6 +136,7 @@ def counterfactual(
     """
     check_adata(adata)
     check_model(model)
+    warn_of_inflation(model)
     keys, seed = Keys(key_added), seed_of(rng)
     check_name(to, "to", optional=False)
     check_name(source, "source")

@@ -209,7 +209,7 @@ def fit(
         raise ValueError("use_rep= replaces the model's own encoder: leave out layer, input, n_top_genes and n_comps.")
     if use_rep is not None and encoder != "pca":
         raise ValueError("use_rep= and encoder= both say how to turn cells into points: leave one of them out.")
-    check_encoder(adata, encoder, n_comps=n_comps, n_top_genes=n_top_genes)
+    check_encoder(adata, encoder, n_comps=n_comps, n_top_genes=n_top_genes, input=None if input == "auto" else input)
     grid: TargetGrid | None = None
     y: NDArray[Any]
     counts: NDArray[Any]

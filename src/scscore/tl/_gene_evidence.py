@@ -46,6 +46,8 @@ class EvidenceSplit:
         self.effort: dict[str, Any] = effort
         # what is integrated: the whole evidence, or the part of the closed-form reference
         self.integrated = ConditionalDiffusion(diffusion.schedule, diffusion.reference) if self.native else diffusion
+        if self.native and not isinstance(genes, LinearGenes):
+            raise ValueError("method='dissipation' needs an encoder that is linear; use 'integrated_gradients'.")
         self.maps: list[torch.Tensor] = []
         if isinstance(genes, LinearGenes):  # loadings and dual of the engine's space
             matrix = model.whitening.matrix.numpy()

@@ -19,9 +19,10 @@ from scscore.core.trajectories import NoiseStream
 from scscore.io.gene_space import LinearGenes
 from scscore.io.keys import Keys
 from scscore.io.params import json_params, jsonable
+from scscore.io.pixels import PixelGrid
 from scscore.io.representation import ObsmRepresentation, PCAEncoder
 from scscore.model import ScoreModel
-from scscore.tl._validate import check_model, check_positive, seed_of, usable_device
+from scscore.tl._validate import check_model, check_positive, seed_of, usable_device, warn_of_inflation
 
 Method = Literal["sde", "flow"]
 
@@ -111,12 +112,16 @@ def sample(
 
     Shifts of covariates (``tl.fit(covariates=)``) are not added: the cells belong to an average batch.
 
+    Where cross-validation made the model's covariances broader for the sake of its posterior (``model.params["reference"]["inflation"]``
+    above one), generated cells vary too much, which is logged; ``objective="generative"`` leaves them as they are.
+
     Whether cells are new, and not copies of training cells, can be asked of :func:`scscore.core.sampling.diversity`; the model
     itself holds no training cells.
 
     Reverse process: Ho et al., NeurIPS 2020; probability flow: Song et al., ICLR 2021.
     """
     check_model(model)
+    warn_of_inflation(model)
     keys, seed = Keys(key_added), seed_of(rng)
     check_positive("n", n)
     check_positive("n_steps", n_steps)
@@ -247,7 +252,8 @@ def _as_cells(model: ScoreModel, points: NDArray[np.float64], y: NDArray[np.int6
         whole = np.zeros((len(points), encoder.n_features), dtype=np.float32)
         whole[:, : points.shape[1]] = points
         return AnnData(obs=obs, obsm={encoder.key: whole}), f"{written}obsm[{encoder.key!r}]"
-    var = pd.DataFrame(index=model.genes.astype(object))  # type: ignore[union-attr]
+    grid = PixelGrid.of_names(model.genes)  # type: ignore[arg-type]
+    var = pd.DataFrame(index=model.genes.astype(object)) if grid is None else grid.var()  # type: ignore[union-attr]
     if isinstance(encoder, PCAEncoder):
         decode = LinearGenes.of_encoder(encoder, AnnData(obs=obs, var=var), layer=None).expression
     else:

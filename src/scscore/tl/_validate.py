@@ -89,7 +89,7 @@ def check_encoder(adata: AnnData, encoder: object, **unused: object) -> None:
     """Raise ValueError unless `encoder` can be fitted on these cells; arguments that only ``"pca"`` knows must be None."""
     if isinstance(encoder, str) and encoder == "pca":
         return
-    if encoder != "conv" and not isinstance(encoder, Conv) and not callable(encoder):
+    if encoder != "conv" and not isinstance(encoder, Conv) and (not callable(encoder) or isinstance(encoder, type)):
         raise ValueError(f"encoder must be 'pca', 'conv', scscore.images.Conv(...) or a function, got {encoder!r}.")
     if PixelGrid.of_names(adata.var_names) is None:
         raise ValueError(
@@ -98,6 +98,17 @@ def check_encoder(adata: AnnData, encoder: object, **unused: object) -> None:
     for name, value in unused.items():
         if value is not None:
             raise ValueError(f"{name}={value!r} is for encoder='pca'; leave it out.")
+
+
+def warn_of_inflation(model: ScoreModel) -> None:
+    """Say so where the density of the model was made broader than the cells, for the sake of its posterior."""
+    factor = model.params.get("reference", {}).get("inflation", 1.0)
+    if factor > 1:
+        logger.warning(
+            "the covariances of this model are inflated by %g for a better posterior: generated cells vary too much. Fit with "
+            "objective='generative' to generate.",
+            factor,
+        )
 
 
 def check_estimator(estimator: object) -> None:

@@ -1,4 +1,4 @@
-"""``images.trajectory``: an image on its way into noise, and what every class makes of it."""
+"""``tl.image_trajectory``: an image on its way into noise, and what every class makes of it."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from anndata import AnnData
 
 from scscore._logging import logger
 from scscore.core.trajectories import NoiseStream
-from scscore.images._stacks import from_arrays
+from scscore.images import from_arrays
 from scscore.io.gene_space import LinearGenes
 from scscore.io.image_encoder import ImageEncoder
 from scscore.io.pixels import PixelGrid
 from scscore.io.representation import PCAEncoder
 from scscore.model import ScoreModel
+from scscore.tl._validate import check_adata, check_model, check_positive, seed_of, warn_of_inflation
 
 NOISED = "noised"
 
 
-def trajectory(
+def image_trajectory(
     adata: AnnData,
     model: ScoreModel,
     cell: str,
     *,
-    classes: Sequence[str] | None = None,
+    classes: str | Sequence[str] | None = None,
     n_levels: int = 8,
-    rng: int = 0,
+    rng: int | np.random.Generator = 0,
 ) -> AnnData:
     r"""One image at several noise levels, and what is behind the noise if the image belongs to one class or another.
 
@@ -49,7 +50,7 @@ def trajectory(
     n_levels
         Number of noise levels, from the cleanest to the noisiest.
     rng
-        Seed of the noise.
+        Seed or generator of the noise.
 
     Returns
     -------
@@ -61,25 +62,30 @@ def trajectory(
     KeyError
         There is no such image, or no such class.
     ValueError
-        The model was not fitted on images, or they are of another size.
+        The model was not fitted on images with classes, they are of another size, or repeated classes.
 
     Examples
     --------
     >>> import scscore as scs
     >>> digits = scs.datasets.digits()
     >>> model = scs.tl.fit(digits, "digit", max_epochs=2, progress=False)
-    >>> steps = scs.images.trajectory(digits, model, digits.obs_names[0], n_levels=5)
+    >>> steps = scs.tl.image_trajectory(digits, model, digits.obs_names[0], n_levels=5)
     >>> steps.obs["image"].nunique(), steps.n_obs
     (3, 15)
     """
-    if cell not in adata.obs_names:
-        raise KeyError(f"cell={cell!r} is not in adata.obs_names, e.g. {adata.obs_names[:3].tolist()}.")
+    check_adata(adata)
+    check_model(model)
+    warn_of_inflation(model)
+    if (adata.obs_names == cell).sum() != 1:
+        raise KeyError(f"cell={cell!r} is not one of adata.obs_names, e.g. {adata.obs_names[:3].tolist()}.")
     grid = None if model.genes is None else PixelGrid.of_names(model.genes)
     if grid is None:
         raise ValueError("model was not fitted on images; see scscore.images.from_arrays.")
-    if isinstance(n_levels, bool) or not isinstance(n_levels, (int, np.integer)) or n_levels < 2:
-        raise ValueError(f"n_levels must be an integer of at least 2, got {n_levels!r}.")
-    one, diffusion, noise = adata[[cell]].copy(), model.diffusion.cpu(), NoiseStream(rng)
+    check_positive("n_levels", n_levels, at_least=2, optional=False)
+    classes = [classes] if isinstance(classes, str) else classes
+    if classes is not None and (len(set(classes)) < len(classes) or NOISED in classes):
+        raise ValueError(f"classes must be different names, and none of them {NOISED!r}, got {list(classes)}.")
+    one, diffusion, noise = adata[[cell]].copy(), model.diffusion.cpu(), NoiseStream(seed_of(rng))
     with torch.inference_mode():
         z = model.encode(one)
         order = np.argsort(-model.log_posterior(z, noise, start=0)[0], kind="stable")
