@@ -17,8 +17,8 @@ Array = NDArray[np.floating]
 
 _TILE = 0.95  # inches
 _GAP = 0.08  # of a tile
-_WHITE = 0.999  # quantile
-_NEGATIVE, _LITTLE = 0.5, 0.25
+_WHITE = 0.99  # quantile
+_BEYOND, _LITTLE = 0.5, 0.25
 
 
 def as_rgb(images: Array) -> Array:
@@ -28,8 +28,9 @@ def as_rgb(images: Array) -> Array:
     cameras with 12 bits do, the lowest are black and the highest white.
     """
     found = images if images.shape[1] == 3 else np.repeat(images.mean(1, keepdims=True), 3, axis=1)
-    low, high = min(float(found.min()), 0.0), float(np.quantile(found, _WHITE))
-    if low < -_NEGATIVE or high > 1 + _NEGATIVE or high < _LITTLE:
+    low, high = (float(value) for value in np.quantile(found, (1 - _WHITE, _WHITE)))
+    low = min(low, 0.0)
+    if low < -_BEYOND or high > 1 + _BEYOND or high < _LITTLE:
         found = (found - low) / max(high - low, 1e-12)
     return np.clip(np.moveaxis(found, 1, -1), 0, 1)
 
@@ -56,7 +57,7 @@ def draw_mosaic(
     for i in range(n_rows):
         for j in range(n_columns):
             x, y = j * step_x, i * step_y
-            ax.imshow(tiles[i, j], extent=(x, x + 1, y + 1, y), interpolation="nearest", aspect="auto")
+            ax.imshow(np.clip(tiles[i, j], 0, 1), extent=(x, x + 1, y + 1, y), interpolation="nearest", aspect="auto")
             if above is not None and above[i][j]:
                 ax.text(x + 0.5, y - 0.03, above[i][j], ha="center", va="bottom", fontsize=7.5, linespacing=1.1)
     ax.set_xlim(0, (n_columns - 1) * step_x + 1)
