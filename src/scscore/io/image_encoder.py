@@ -65,6 +65,10 @@ class ImageEncoder:
         """Points ``(n, n_features)`` of pixels ``(n, n_vars)``, differentiable."""
         return _called(self.network, pixels.reshape(-1, *self.grid.shape))
 
+    def decode(self, points: Matrix) -> Matrix:
+        """Pixels ``(n, n_vars)`` of points, as far as they are a linear function of them."""
+        return self.decoder.decode(points)
+
     def check_differentiable(self, pixels: Tensor) -> None:
         """Raise ValueError unless gradients come through to these pixels, ``(n, n_vars)``."""
         x = pixels.clone().requires_grad_()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Literal, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -122,7 +123,11 @@ class PCAEncoder:
         factors = weights.astype(np.float64) if unit_variance else None
         return cls(genes, mean, share, components, target_sum=target_sum, kind=kind, weights=factors)
 
-    @property
+    def decode(self, points: Matrix) -> Matrix:
+        """Values ``(n, n_genes)`` as the encoder sees them, of points of which only the leading features are given; the others are average."""
+        return self.mean + points @ self.dual[:, : points.shape[1]].T
+
+    @cached_property
     def dual(self) -> Matrix:
         """Change of expression per unit of a component, ``(n_genes, n_features)``: the reconstruction by principal components.
 

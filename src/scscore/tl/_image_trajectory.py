@@ -12,10 +12,7 @@ from anndata import AnnData
 from scscore._logging import logger
 from scscore.core.trajectories import NoiseStream
 from scscore.images import from_arrays
-from scscore.io.gene_space import LinearGenes
-from scscore.io.image_encoder import ImageEncoder
 from scscore.io.pixels import PixelGrid
-from scscore.io.representation import PCAEncoder
 from scscore.model import ScoreModel
 from scscore.tl._validate import check_adata, check_model, check_positive, seed_of, warn_of_inflation
 
@@ -102,12 +99,7 @@ def image_trajectory(
             clean = (noised[:, None] - sigma * diffusion.eps(noised, lam)[:, chosen]) / alpha
             points.append(torch.cat([noised, clean[0]]))
         found = model.whitening.inverse(torch.stack(points, 1).reshape(-1, z.shape[1])).numpy()
-    encoder = model.representation
-    if isinstance(encoder, PCAEncoder):
-        pixels = LinearGenes.of_encoder(encoder, one, layer=None).expression(found)
-    else:
-        assert isinstance(encoder, ImageEncoder)
-        pixels = encoder.decoder.decode(found)
+    pixels = model.representation.decode(found)  # type: ignore[attr-defined]
     kinds = [NOISED, *(names[k] for k in chosen)]
     obs = pd.DataFrame(
         {

@@ -16,7 +16,6 @@ from scscore._logging import logger
 from scscore._version import __version__
 from scscore.core.sampling import draw_classes, flow_map, reverse_sde
 from scscore.core.trajectories import NoiseStream
-from scscore.io.gene_space import LinearGenes
 from scscore.io.keys import Keys
 from scscore.io.params import json_params, jsonable
 from scscore.io.pixels import PixelGrid
@@ -254,11 +253,7 @@ def _as_cells(model: ScoreModel, points: NDArray[np.float64], y: NDArray[np.int6
         return AnnData(obs=obs, obsm={encoder.key: whole}), f"{written}obsm[{encoder.key!r}]"
     grid = PixelGrid.of_names(model.genes)  # type: ignore[arg-type]
     var = pd.DataFrame(index=model.genes.astype(object)) if grid is None else grid.var()  # type: ignore[union-attr]
-    if isinstance(encoder, PCAEncoder):
-        decode = LinearGenes.of_encoder(encoder, AnnData(obs=obs, var=var), layer=None).expression
-    else:
-        decode = encoder.decoder.decode  # type: ignore[attr-defined]
     x = np.empty((len(points), len(var)), dtype=np.float32)
     for start in range(0, len(x), 4096):  # double precision for a few cells at a time
-        x[start : start + 4096] = decode(points[start : start + 4096])
+        x[start : start + 4096] = encoder.decode(points[start : start + 4096])  # type: ignore[attr-defined]
     return AnnData(x, obs=obs, var=var, obsm={key: points.astype(np.float32)}), f"X, {written}obsm[{key!r}]"
