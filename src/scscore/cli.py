@@ -442,9 +442,8 @@ def _read(path: Path, *, backed: bool = False, modality: str | None = None) -> A
             data = mudata.read_h5mu(path)
         else:
             data = ad.read_zarr(path) if path.suffix == ".zarr" else ad.read_h5ad(path, backed="r" if backed else None)
-            rows_on_disk = (
-                getattr(values_of(data), "format", "csr") == "csr"
-            )  # rows of a CSC matrix cannot be read cheaply
+            # rows of a CSC matrix cannot be read cheaply
+            rows_on_disk = getattr(values_of(data), "format", "csr") == "csr"
             data = data.to_memory() if backed and not rows_on_disk else data
     except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(

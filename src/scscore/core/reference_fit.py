@@ -47,8 +47,8 @@ class ReferenceShape:
     isotropy
         How far the class-specific part is shrunk to a multiple of the identity, from 0 to 1.
     inflation
-        Factor on all covariances. Cells are not Gaussian, and many directions that have nothing to do with the classes add noise to
-        every ratio of densities: broader ones give the better posterior (derivation page, *Reference*).
+        Factor on all covariances. Where some cells lie between the classes, broader ones give the better posterior (derivation page,
+        *Inflation*).
     n_components
         Gaussians per class; more than one only in a model without classes.
     """
