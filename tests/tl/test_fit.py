@@ -155,3 +155,11 @@ def test_an_interrupted_fit_resumes_and_ends_the_same(
     with pytest.raises(ValueError, match="other data or arguments"):
         fit(counts, max_epochs=60, rng=1, checkpoint_dir=tmp_path)
     assert fit(counts, max_epochs=60, checkpoint_dir=tmp_path).hash == uninterrupted.hash
+
+
+def test_cells_of_every_group_are_watched(counts: AnnData):
+    """Calibration must not come from the first donors alone: each may differ from the others."""
+    fit: dict[str, Any] = {"n_comps": 8, "max_epochs": 2, "progress": False}
+    model = scs.tl.fit(counts, "cell_type", split_key="donor", **fit)
+    assert len(model.held_out.y) == counts.n_obs
+    assert len(scs.tl.fit(counts, "cell_type", **fit).held_out.y) < counts.n_obs

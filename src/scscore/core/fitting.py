@@ -105,6 +105,7 @@ def fit_conditional_diffusion(
     direct: bool = False,
     n_members: int = 1,
     validation_depth: Sequence[Array] | None = None,
+    every_split: bool = False,
     checkpoint_dir: Path | None = None,
     progress: bool = True,
     **trainer: Any,
@@ -143,6 +144,8 @@ def fit_conditional_diffusion(
         Denoisers trained on all cells, from different random numbers; the mean of their residuals is used.
     validation_depth
         Log count totals of the held-out cells of every split in `validation`, or ``None``.
+    every_split
+        Watch cells of every split, because each holds out other donors or studies, instead of as few splits as it takes.
     checkpoint_dir
         Where to write checkpoints and resume from.
     progress
@@ -188,13 +191,16 @@ def fit_conditional_diffusion(
     volumes: list[float] = []
     truths: list[NDArray[np.integer]] = []
     depths: list[Array] = []
-    n_train = 0
-    for i, fold in enumerate(validation[:_MAX_VALIDATION_RUNS]):
-        if sum(len(truth) for truth in truths) >= _ENOUGH_VALIDATION_CELLS:
+    n_train, n_watched = 0, _ENOUGH_VALIDATION_CELLS
+    n_runs = len(validation) if every_split else min(len(validation), _MAX_VALIDATION_RUNS)
+    for i, fold in enumerate(validation[:n_runs]):
+        if every_split:
+            n_watched = -(-_ENOUGH_VALIDATION_CELLS // n_runs)
+        elif sum(len(truth) for truth in truths) >= _ENOUGH_VALIDATION_CELLS:
             break
         whitening, reference = of_fold(i)
         z = whitening(torch.from_numpy(fold.x_train))
-        watched = evenly_spread(len(fold.y_held_out), _ENOUGH_VALIDATION_CELLS)
+        watched = evenly_spread(len(fold.y_held_out), n_watched)
         held_out = whitening(torch.from_numpy(fold.x_held_out[watched])), labels(fold.y_held_out[watched])
         model = untrained(reference, z, seed)
         name = f"validation {i + 1}"

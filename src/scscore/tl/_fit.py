@@ -336,6 +336,7 @@ def fit(
         direct=objective == "direct",
         n_members=n_members,
         validation_depth=encoded.log_depth,
+        every_split=groups is not None and grid is None,
         checkpoint_dir=_checkpoints(checkpoint_dir, params, x, y),
         progress=progress,
         accelerator=accelerator,
