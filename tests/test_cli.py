@@ -141,6 +141,21 @@ def test_calibrate_is_that_of_python(files: Path, tmp_path: Path, suffix: str) -
     assert main([*arguments, "--quiet", "--overwrite"]) == 0
 
 
+def test_adapt_is_that_of_python(files: Path, tmp_path: Path) -> None:
+    moved = toy()
+    moved.obsm["X_toy"] = moved.obsm["X_toy"] + 1.0
+    moved.obs["lab"] = np.where(np.arange(90) < 50, "one", "two")
+    source, out = write(moved, tmp_path / "moved.h5ad"), tmp_path / "adapted.scscore"
+    arguments = ["adapt", str(source), "--model", f"{files}/toy.scscore", "--out", str(out), "--quiet"]
+    assert main([*arguments, "--batch-key", "lab"]) == 0
+    expected = scs.tl.adapt(moved, scs.load(files / "toy.scscore"), batch_key="lab", progress=False)
+    assert scs.load(out).covariates.levels == expected.covariates.levels == ("one", "two")
+    np.testing.assert_allclose(scs.load(out).covariates.shifts, expected.covariates.shifts, rtol=1e-4)
+    assert main(arguments) == 2
+    assert main([*arguments, "--overwrite"]) == 0
+    assert scs.load(out).covariates.columns == ()
+
+
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr", ".h5mu"])
 def test_attribute_and_perturbation_are_those_of_python(files: Path, tmp_path: Path, suffix: str) -> None:
     """From a file of every format; of a MuData file one modality is read and written."""

@@ -1,4 +1,4 @@
-"""The ``scscore`` command: fit, calibrate, classify, attribute, predict perturbations and report on files, for pipelines, and a demo."""
+"""The ``scscore`` command: fit, calibrate, adapt, classify, attribute, predict perturbations and report on files, for pipelines, and a demo."""
 
 from __future__ import annotations
 
@@ -191,6 +191,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", required=True, metavar="DIR", type=Path, help="model directory to write")
     add("--layer", help="layer with the values (default: X)")
     add("--seed", type=int, default=0, help="the same seed gives the same result (default: 0)")
+    add("--overwrite", action="store_true", help="replace an existing model")
+
+    add = command("adapt", _adapt, "take out the shift of new batches, from cells without labels")
+    add("query", metavar="QUERY", type=Path, help="cells that will be classified, .h5ad, .zarr or .h5mu")
+    modality(add)
+    add("--model", required=True, metavar="DIR", type=Path, help="model directory that fit wrote")
+    add("--batch-key", metavar="COLUMN", help="column of obs with the batches (default: all cells are one batch)")
+    add("--out", required=True, metavar="DIR", type=Path, help="model directory to write")
+    add("--layer", help="layer with the values (default: X)")
     add("--overwrite", action="store_true", help="replace an existing model")
 
     add = of_query(
@@ -386,6 +395,22 @@ def _calibrate(arguments: argparse.Namespace) -> None:
         arguments.condition,
         layer=arguments.layer,
         rng=arguments.seed,
+        progress=_progress(arguments),
+    )
+    model.save(arguments.out, overwrite=arguments.overwrite)
+    logger.info("wrote %s", arguments.out)
+
+
+def _adapt(arguments: argparse.Namespace) -> None:
+    _check_free(arguments.out, "--out", overwrite=arguments.overwrite)
+    adata = _read(arguments.query, backed=True, modality=arguments.modality)
+    from scscore import load, tl
+
+    model = tl.adapt(
+        adata,
+        load(arguments.model),
+        batch_key=arguments.batch_key,
+        layer=arguments.layer,
         progress=_progress(arguments),
     )
     model.save(arguments.out, overwrite=arguments.overwrite)

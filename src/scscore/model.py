@@ -174,12 +174,24 @@ class ScoreModel:
                 trained,
                 *self._levels(),
                 *temperature,
+                *self._adapted(),
             ]
         )
 
     def _range(self, target: TargetGrid) -> str:
         n_cells = round(self.class_counts.sum())
         return f"{target.edges[0]:.3g} to {target.edges[-1]:.3g} in {target.n_bins} bins, {n_cells} cells"
+
+    def _adapted(self) -> list[str]:
+        if "adapted" not in self.params:
+            return []
+        shifts = self.params["adapted"]["shifts"]
+        sizes = (
+            f", moved by {min(shifts.values()):.2f} to {max(shifts.values()):.2f} standard deviations" if shifts else ""
+        )
+        key = self.params["adapted"]["batch_key"]
+        batches = "one batch" if key is None else f"{len(shifts)} new batches of {key!r}"
+        return [f"  adapted         to {batches}, moved{sizes}"]
 
     def _levels(self) -> list[str]:
         if isinstance(self.engine, DirectPosterior):

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+ALL_CELLS = "all cells"
+"""Name of the level where there are no columns."""
 _SEPARATOR = " | "
 _PSEUDO_CELLS = 10.0
 _ITERATIONS = 50
@@ -27,7 +29,7 @@ class CovariateShift:
     Attributes
     ----------
     columns
-        Columns of ``obs`` whose combinations are the levels.
+        Columns of ``obs`` whose combinations are the levels. None: all cells are of one level.
     levels
         Names of the levels, ``(n_levels,)``: the values of the columns, joined.
     shifts
@@ -50,6 +52,8 @@ class CovariateShift:
 
 def level_names(obs: pd.DataFrame, columns: tuple[str, ...]) -> pd.Series:
     """Values of the columns of every cell, joined to one name; NaN where one is missing."""
+    if not columns:
+        return pd.Series(ALL_CELLS, index=obs.index)
     parts = obs[list(columns)]
     names = parts.astype(str).agg(_SEPARATOR.join, axis=1)
     return names.where(parts.notna().all(axis=1))

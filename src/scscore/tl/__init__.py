@@ -1,5 +1,6 @@
 """Tools: fit a model, classify cells, see which genes and which noise levels decided, map the energies, generate cells."""
 
+from scscore.tl._adapt import adapt
 from scscore.tl._attribute import attribute
 from scscore.tl._attribution_test import attribution_test
 from scscore.tl._calibrate import calibrate
@@ -17,6 +18,7 @@ from scscore.tl._regress import regress
 from scscore.tl._sample import sample
 
 __all__ = [
+    "adapt",
     "attribute",
     "attribution_test",
     "calibrate",

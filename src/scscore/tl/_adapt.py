@@ -1,0 +1,159 @@
+"""``tl.adapt``: take out the shift of new batches, from their unlabelled cells."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from anndata import AnnData
+from numpy.typing import NDArray
+
+from scscore._logging import logger
+from scscore.core.adaptation import BatchShift, fit_batch_shift
+from scscore.core.covariates import CovariateShift, level_names
+from scscore.core.thinning import evenly_spread
+from scscore.io.columns import obs_column
+from scscore.io.modalities import of_modality
+from scscore.model import ScoreModel
+from scscore.tl._validate import check_adata, check_model, check_name, check_positive, usable_device
+
+if TYPE_CHECKING:
+    from mudata import MuData
+
+_ENOUGH_CELLS = 5000  # of a batch
+
+
+def adapt(
+    adata: AnnData | MuData,
+    model: ScoreModel,
+    *,
+    batch_key: str | None = None,
+    modality: str | None = None,
+    layer: str | None = None,
+    batch_size: int = 1024,
+    device: str = "auto",
+    progress: bool = True,
+) -> ScoreModel:
+    r"""Adapt a model to new batches, such as another donor, chemistry or study, from cells without labels.
+
+    All cells of a batch are taken to be moved by the same shift, whatever their class, and its classes to come in proportions of their own. Both are fitted
+    to the density of the model by expectation-maximisation, batch by batch; the model that is returned takes the shift out before it does anything
+    else with a cell. Weights, calibration and held-out cells stay as they are.
+
+    Parameters
+    ----------
+    adata
+        The cells to be classified, with the kind of values that the model was fitted on. Up to 5,000 cells of every batch are used. Left unchanged.
+    model
+        From :func:`scscore.tl.fit` or :func:`scscore.load`; left unchanged.
+    batch_key
+        Column of ``obs`` with the batch of every cell. ``None``: all cells are one batch.
+    modality
+        For a MuData: the modality to work on. ``None``: the only one, or ``"rna"``.
+    layer
+        Layer with the values; ``None`` is ``X``.
+    batch_size
+        Cells per chunk. Changes memory and speed, not results.
+    device
+        Torch device on which images are encoded; ``"auto"`` takes a GPU if there is one.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+    A :class:`~scscore.ScoreModel` for these batches. Its ``covariates`` are the batches: cells whose batch is missing or new to it are summed over all of
+    them. Where the model was fitted with ``covariates=batch_key``, its levels are kept, and only the batches that it does not know are fitted; shifts of other
+    covariates are not kept. Writes nothing to `adata`.
+
+    Raises
+    ------
+    TypeError
+        Not an AnnData or MuData, or not a ScoreModel.
+    KeyError
+        Unknown column, layer, modality or representation.
+    ValueError
+        `batch_key` holds no value, a model of a continuous target, and what :func:`scscore.tl.classify` refuses.
+
+    Examples
+    --------
+    >>> import scscore as scs
+    >>> cells = scs.datasets.toy_gaussians(n_obs=300)
+    >>> model = scs.tl.fit(cells, "class", use_rep="X_toy", max_epochs=2, progress=False)
+    >>> moved = cells.copy()
+    >>> moved.obsm["X_toy"] = moved.obsm["X_toy"] + 1.0
+    >>> scs.tl.classify(moved, scs.tl.adapt(moved, model, progress=False), progress=False)
+
+    Notes
+    -----
+    A whole batch tells what a single cell cannot: results for a cell then depend on the others of its batch. What the cells of a batch have in common is taken for technical.
+    It cannot be told from biology that moves all of them, and where a batch holds a single class, that class cannot be told from a neighbouring one. Cells of a class unknown to
+    the model do no harm to the others if they are a minority, but a new class next to a known one becomes harder to notice.
+
+    Derivation: *New batches* in the *Trust* page of the documentation.
+    """
+    adata = of_modality(adata, modality)
+    check_adata(adata)
+    check_model(model)
+    check_name(batch_key, "batch_key")
+    check_name(layer, "layer")
+    check_positive("batch_size", batch_size, optional=False)
+    torch_device = usable_device(device)
+    columns = () if batch_key is None else (batch_key,)
+    if batch_key is not None and obs_column(adata, batch_key, "batch_key").isna().all():
+        raise ValueError(f"batch_key={batch_key!r} holds no batch: all {adata.n_obs} values are missing.")
+    names = level_names(adata.obs, columns)
+    known = model.covariates if model.covariates is not None and model.covariates.columns == columns else None
+    new = [name for name in names.dropna().unique() if known is None or name not in known.levels]
+
+    log_prior = torch.from_numpy(model.log_prior())
+    found: dict[str, BatchShift] = {}
+    sizes: list[int] = []
+    for name in new:
+        rows = np.flatnonzero((names == name).to_numpy())
+        sizes.append(len(rows))
+        some = rows[evenly_spread(len(rows), _ENOUGH_CELLS)]
+        cells = adata if len(some) == adata.n_obs else adata[some]
+        z = _points(cells, model, layer, batch_size, torch_device, progress, name)
+        found[name] = fit_batch_shift(model.diffusion.reference, z, log_prior)
+        shift, gain = float(found[name].shift.norm()), found[name].gain
+        logger.info(
+            "batch %r: %d cells, shift of %.2f standard deviations, %.2f nats per cell", name, len(rows), shift, gain
+        )
+
+    shifts = _of_representation(model, [one.shift for one in found.values()])
+    counts = np.array(sizes, dtype=np.float64)
+    if known is not None:
+        shifts = np.concatenate([known.shifts, shifts])
+        counts = np.concatenate([known.frequencies * model.class_counts.sum(), counts])
+    levels = (*(() if known is None else known.levels), *new)
+    adapted = copy.copy(model)
+    adapted.covariates = CovariateShift(columns, levels, shifts, counts / counts.sum())
+    adapted.params = {
+        **model.params,
+        "adapted": {"batch_key": batch_key, "shifts": {name: float(one.shift.norm()) for name, one in found.items()}},
+    }
+    return adapted
+
+
+def _points(
+    cells: AnnData, model: ScoreModel, layer: str | None, batch_size: int, device: str, progress: bool, name: str
+) -> torch.Tensor:
+    """Points of the engine's space with no shift taken out."""
+    bare = copy.copy(model)
+    bare.covariates = None
+    chunks = bare.points(
+        cells, layer=layer, batch_size=batch_size, device=device, progress=progress, description=f"adapt to {name}"
+    )
+    with torch.inference_mode():
+        return torch.cat([z.cpu() for _, z in chunks])
+
+
+def _of_representation(model: ScoreModel, shifts: list[torch.Tensor]) -> NDArray[np.float64]:
+    """Shifts of the whitened space as shifts of the representation, ``(n_shifts, n_features)``; unused features do not move."""
+    out = np.zeros((len(shifts), model.representation.n_features))
+    if shifts:
+        used = model.whitening.inverse(torch.stack(shifts)) - model.whitening.center
+        out[:, : used.shape[1]] = used.numpy()
+    return out
