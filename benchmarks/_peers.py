@@ -28,6 +28,7 @@ TARGET_SUM = 1e4
 CLIP = 10.0
 LR_GRID = np.logspace(-3, 2, 11)
 N_FOLDS = 5
+CENTRED = "_centred"
 MIN_GROUPS = 4
 """With at least this many donors / studies in training, folds keep a donor together; else they are stratified only."""
 
@@ -115,23 +116,43 @@ REPRESENTATIONS: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {
 }
 
 
-def representations_of(task: Task, *, extended: bool = False) -> tuple[str, ...]:
+def representations_of(task: Task, *, extended: bool = False, centred: bool = False) -> tuple[str, ...]:
     """Names of the representations that suit the kind of data: two per task.
+
+    ``centred`` adds the same two with every batch centred.
 
     ``extended`` adds, for counts, all-genes PCA with smaller normalisation targets: on some tasks
     they are worth more than the choice of classifier.
     """
-    if task.kind == "protein":
-        return ("log1p", "clr")
+    usual = ("log1p", "clr") if task.kind == "protein" else ("allgenes", "hvg")
     extra = tuple(name for name in REPRESENTATIONS if name.startswith("allgenes_"))
-    return ("allgenes", "hvg", *(extra if extended and task.kind == "counts" else ()))
+    return (
+        *usual,
+        *(extra if extended and task.kind == "counts" else ()),
+        *(name + CENTRED for name in usual if centred),
+    )
+
+
+def _centred_by(x: np.ndarray, task: Task, cells: np.ndarray) -> np.ndarray:
+    """Points less the mean of their batch; one batch where the task names none."""
+    if task.group is None:
+        return x - x.mean(0)
+    groups, x = task.adata.obs[task.group][cells].astype(str).to_numpy(), x.copy()
+    for group in np.unique(groups):
+        x[groups == group] -= x[groups == group].mean(0)
+    return x
 
 
 def represent(task: Task, name: str) -> Representation:
-    """Fit a representation on the training cells of a task and apply it to both sides."""
+    """Fit a representation on the training cells of a task and apply it to both sides.
+
+    With the suffix ``_centred`` every batch is centred on its own, also those of the test cells, as users do who see the whole query.
+    """
     train, test = task.adata[task.train], task.adata[task.test]
     start = time.perf_counter()
-    x, x_test = REPRESENTATIONS[name](train, test, task.kind)
+    x, x_test = REPRESENTATIONS[name.removesuffix(CENTRED)](train, test, task.kind)
+    if name.endswith(CENTRED):
+        x, x_test = (_centred_by(v, task, mask) for v, mask in ((x, task.train), (x_test, task.test)))
     mean = x.mean(0)
     x, x_test = (np.asarray(v - mean, dtype=np.float64) for v in (x, x_test))
     scale = x.std()

@@ -50,8 +50,12 @@ def fit_model(task: Task, train: AnnData, *, seed: int) -> ScoreModel:
     )
 
 
-def run_scscore(task: Task, *, seed: int) -> ScscoreResult:
-    """Fit scscore on the training cells of a task and classify the test cells, with default settings."""
+def run_scscore(task: Task, *, seed: int, adapt: bool = False) -> dict[str, ScscoreResult]:
+    """Fit scscore on the training cells of a task and classify the test cells, with default settings.
+
+    The result is called ``own``; with `adapt` another one, ``adapted``, is of the same model after :func:`scscore.tl.adapt` to the test cells, whose
+    labels it does not see.
+    """
     import scscore as scs
 
     train, test = task.cells(task.train), task.cells(task.test)
@@ -61,17 +65,27 @@ def run_scscore(task: Task, *, seed: int) -> ScscoreResult:
         add_clr(test)
     start = time.perf_counter()
     model = fit_model(task, train, seed=seed)
-    fitted = time.perf_counter()
-    scs.tl.classify(test, model, rng=seed, progress=False)
-    done = time.perf_counter()
+    fit_seconds = time.perf_counter() - start
+    found = {}
+    for name in ("own", "adapted") if adapt else ("own",):
+        start = time.perf_counter()
+        if name == "adapted":
+            model = scs.tl.adapt(test, model, batch_key=task.group, progress=False)
+        scs.tl.classify(test, model, rng=seed, progress=False)
+        found[name] = _result(task, model, test, fit_seconds, time.perf_counter() - start)
+    return found
+
+
+def _result(task: Task, model: ScoreModel, test: AnnData, fit_seconds: float, predict_seconds: float) -> ScscoreResult:
     order = [str(c) for c in model.classes]
     if sorted(order) != task.classes:
         raise ValueError(f"the model's classes {order} are not the task's {task.classes}")
+    columns = [order.index(c) for c in task.classes]
     posterior = np.asarray(test.obsm["scscore_posterior"], dtype=np.float64)
-    in_set = test.obsm["scscore_prediction_set"][:, [order.index(c) for c in task.classes]]
+    in_set = test.obsm["scscore_prediction_set"][:, columns]
     sets = {
         "coverage": float(in_set[np.arange(len(in_set)), task.codes(task.test)].mean()),
         "set_size": float(in_set.sum(1).mean()),
         "rejected": float((test.obs["scscore_label"] == "unknown").mean()),
     }
-    return ScscoreResult(posterior[:, [order.index(c) for c in task.classes]], fitted - start, done - fitted, sets)
+    return ScscoreResult(posterior[:, columns], fit_seconds, predict_seconds, sets)

@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
                 task = with_few(whole, n, seed=seed)
                 rep = represent(task, "allgenes")
                 found = {peer: run_peer(peer, task, rep, seed=seed, threads=1).proba for peer in PEERS}
-                found["scscore"] = run_scscore(task, seed=seed).proba
+                found["scscore"] = run_scscore(task, seed=seed)["own"].proba
                 rows += [
                     {"task": name, "cells_per_class": n, "seed": seed, "method": method, **evaluate(truth, proba)}
                     for method, proba in found.items()
