@@ -183,15 +183,11 @@ class ScoreModel:
         return f"{target.edges[0]:.3g} to {target.edges[-1]:.3g} in {target.n_bins} bins, {n_cells} cells"
 
     def _adapted(self) -> list[str]:
-        if "adapted" not in self.params:
+        if not (shifts := self.params.get("adapted", {}).get("shifts")):
             return []
-        shifts = self.params["adapted"]["shifts"]
-        sizes = (
-            f", moved by {min(shifts.values()):.2f} to {max(shifts.values()):.2f} standard deviations" if shifts else ""
-        )
-        key = self.params["adapted"]["batch_key"]
-        batches = "one batch" if key is None else f"{len(shifts)} new batches of {key!r}"
-        return [f"  adapted         to {batches}, moved{sizes}"]
+        key, moved = self.params["adapted"]["batch_key"], f"{min(shifts.values()):.2f} to {max(shifts.values()):.2f}"
+        batches = "one batch" if key is None else f"{len(shifts)} batches of {key!r}"
+        return [f"  adapted         to {batches}, moved by {moved} standard deviations"]
 
     def _levels(self) -> list[str]:
         if isinstance(self.engine, DirectPosterior):

@@ -145,6 +145,47 @@ def test_attributions_and_other_tools_follow(counts: AnnData, round_trip: Any):
     round_trip(query)
 
 
+def test_a_second_adaptation_starts_afresh(model: scs.ScoreModel):
+    first = scs.tl.adapt(cells(500, 12, {"a": SHIFTS["a"]}), model, progress=False)
+    second = scs.tl.adapt(cells(500, 13, {"b": SHIFTS["b"]}), first, progress=False)
+    np.testing.assert_allclose(second.covariates.shifts, [SHIFTS["b"]], atol=0.2)
+    with_key = scs.tl.adapt(cells(500, 12, SHIFTS), model, batch_key="batch", progress=False)
+    swapped = scs.tl.adapt(
+        cells(500, 14, {"a": SHIFTS["b"], "c": SHIFTS["a"]}), with_key, batch_key="batch", progress=False
+    )
+    assert sorted(swapped.covariates.levels) == ["a", "c"]
+    np.testing.assert_allclose(swapped.covariates.shifts[swapped.covariates.levels.index("a")], SHIFTS["b"], atol=0.2)
+
+
+def test_levels_of_the_fit_outlive_several_adaptations(caplog: pytest.LogCaptureFixture):
+    model = scs.tl.fit(cells(1500, 15, SHIFTS), "class", covariates="batch", **FIT)
+    once = scs.tl.adapt(cells(400, 16, {"x": [0.5, 0.0]}), model, batch_key="batch", progress=False)
+    twice = scs.tl.adapt(cells(400, 17, {"y": [0.0, 0.5], "a": SHIFTS["a"]}), once, batch_key="batch", progress=False)
+    assert twice.covariates.levels == ("a", "b", "y")
+    np.testing.assert_array_equal(twice.covariates.shifts[:2], model.covariates.shifts)
+    n_new = int(1500 * twice.covariates.frequencies[2] / twice.covariates.frequencies[:2].sum())
+    assert 150 < n_new < 250
+    with caplog.at_level(logging.WARNING, logger="scscore"):
+        scs.tl.adapt(cells(100, 18), once, progress=False)
+    assert "fitted with, are replaced" in caplog.text
+
+
+def test_the_reference_may_be_elsewhere(model: scs.ScoreModel):
+    """On a GPU the engine stays there after the cells were encoded; the fit is made on the CPU."""
+    query = cells(200, 19, {"a": SHIFTS["a"]})
+    expected = scs.tl.adapt(query, model, device="cpu", progress=False).covariates.shifts
+    found = scs.tl.adapt(query, model, device="auto", progress=False).covariates.shifts
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_few_cells_are_named(model: scs.ScoreModel, caplog: pytest.LogCaptureFixture):
+    query = cells(200, 20, SHIFTS)
+    query.obs["batch"] = np.where(np.arange(200) < 5, "tiny", "large")
+    with caplog.at_level(logging.WARNING, logger="scscore"):
+        scs.tl.adapt(query, model, batch_key="batch", progress=False)
+    assert "1 of 2 batches have fewer than 30 cells" in caplog.text and "tiny" in caplog.text
+
+
 def test_bad_input(model: scs.ScoreModel):
     query = cells(50, 11)
     with pytest.raises(KeyError, match="batch_key='lab' is not a column"):
@@ -153,6 +194,12 @@ def test_bad_input(model: scs.ScoreModel):
         scs.tl.adapt(query, "model", progress=False)
     with pytest.raises(ValueError, match="holds no cells"):
         scs.tl.adapt(query[:0], model, progress=False)
+    query.obs["depth"] = np.random.default_rng(0).random(50)
+    with pytest.raises(ValueError, match="batch_key='depth' is continuous"):
+        scs.tl.adapt(query, model, batch_key="depth", progress=False)
+    query.obsm["X_toy"][3, 0] = 1e200
+    with pytest.raises(ValueError, match="values too large"):
+        scs.tl.adapt(query, model, progress=False)
     del query.obsm["X_toy"]
     with pytest.raises(KeyError, match="X_toy"):
         scs.tl.adapt(query, model, progress=False)

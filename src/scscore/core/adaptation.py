@@ -1,12 +1,13 @@
 r"""How much a new batch is shifted, from its unlabelled cells.
 
 Another donor, chemistry or study moves all cells of a batch by about the same :math:`\delta`, whatever their class, and mixes the classes in other
-proportions :math:`\pi`. Both follow from the density of the model alone, as the maximum of
+proportions :math:`\pi`. Both follow from the densities of the model alone, as the maximum of
 
-.. math:: \sum_i \log \sum_c \pi_c\, p(z_i - \delta \mid c) - \tfrac{n_0}{2} |\delta|^2 + n_0 \sum_c \pi^{(0)}_c \log \pi_c
+.. math:: \sum_i \log \sum_c \pi_c\, \tilde p(z_i - \delta \mid c) - \tfrac{n_0}{2} |\delta|^2 + n_0 \sum_c \pi^{(0)}_c \log \pi_c
 
-by expectation-maximisation: cells are shared out to the Gaussians of the reference, then :math:`\delta` is the mean of their offsets, weighted by the
-precisions. No class is centred on its own, so that a batch of other proportions is not pulled to those of the training cells (derivation page, *New batches*).
+by expectation-maximisation. Here :math:`\tilde p` is the reference with multivariate t distributions in place of its Gaussians, so that cells of no known class pull less
+the farther away they are. No class is centred on its own, so that a batch of other proportions is not pulled to those of the training cells (*Trust* page of
+the documentation, *New batches*).
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from torch import Tensor
 from scscore.core.reference import GaussianReference
 
 _PSEUDO_CELLS = 10.0  # n_0, in favour of no shift and of the usual proportions
-_MOST_ITERATIONS = 500
-_TOLERANCE = 1e-4  # standard deviations within a class
-_CHUNK = 1024
+_DEGREES_OF_FREEDOM = 30.0
+_MOST_ITERATIONS = 300
+_TOLERANCE = 1e-3  # standard deviations within a class, per square root of the dimension
+_MOST_NUMBERS = 2**23  # of a chunk
 
 
 class BatchShift(NamedTuple):
@@ -35,7 +37,7 @@ class BatchShift(NamedTuple):
     frequencies
         Class proportions, ``(n_classes,)``.
     gain
-        How much more likely the shift makes the cells, nats per cell.
+        How much more likely the shift makes the cells, at these proportions, nats per cell.
     """
 
     shift: Tensor
@@ -53,21 +55,22 @@ def fit_batch_shift(reference: GaussianReference, z: Tensor, log_prior: Tensor) 
     reference
         Class densities in the whitened space.
     z
-        Whitened points of the cells of the batch, ``(n, n_features)``.
+        Whitened points of the cells of the batch, ``(n, n_features)``, on the device of the reference.
     log_prior
-        Usual log proportions of the classes, ``(n_classes,)``.
+        Usual log proportions of the classes, ``(n_classes,)``. A class with none cannot be in the batch.
     """
     z = z.to(torch.float64)
-    log_prior = log_prior.to(z) - log_prior.to(z).logsumexp(0)
+    log_prior = log_prior.to(z).log_softmax(0)
+    none = torch.zeros_like(z[0])
     usual = z.mean(0) - log_prior.exp() @ reference.class_means
-    unmoved = _expectation(reference, z, torch.zeros_like(usual), log_prior)
-    ends = [_climb(reference, z, start, log_prior) for start in (torch.zeros_like(usual), usual)]
-    shift, log_pi, statistics = max(ends, key=lambda end: _objective(end[2], end[0], end[1], log_prior))
-    return BatchShift(shift, log_pi.exp(), float(statistics.log_density - unmoved.log_density) / len(z))
+    ends = [_climb(reference, z, start, log_prior) for start in (none, usual)]
+    shift, log_pi, found = max(ends, key=lambda end: _objective(end[2], end[0], end[1], log_prior))
+    unmoved = _expectation(reference, z, none, log_pi)
+    return BatchShift(shift, log_pi.exp(), float(found.log_density - unmoved.log_density) / len(z))
 
 
 class _Statistics(NamedTuple):
-    """Sums over the cells: log density, class posteriors, gradient with respect to the shift, and the precision of it."""
+    """Sums over the cells: log density, class posteriors, gradient with respect to the shift, and its precision."""
 
     log_density: Tensor
     classes: Tensor
@@ -79,7 +82,7 @@ def _climb(
     reference: GaussianReference, z: Tensor, shift: Tensor, log_prior: Tensor
 ) -> tuple[Tensor, Tensor, _Statistics]:
     """Expectation-maximisation from one start: shift, log proportions, and the statistics there."""
-    log_pi, identity = log_prior, torch.eye(z.shape[1], dtype=z.dtype)
+    log_pi, identity = log_prior, torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
     found = _expectation(reference, z, shift, log_pi)
     for _ in range(_MOST_ITERATIONS):
         step = torch.linalg.solve(found.precision + _PSEUDO_CELLS * identity, found.pull - _PSEUDO_CELLS * shift)
@@ -99,25 +102,47 @@ def _objective(found: _Statistics, shift: Tensor, log_pi: Tensor, log_prior: Ten
 
 def _expectation(reference: GaussianReference, z: Tensor, shift: Tensor, log_pi: Tensor) -> _Statistics:
     """Share the cells, with a shift taken out, to classes and components, chunk by chunk."""
-    n_components, n_scales = len(reference.means), len(reference.scales)
-    log_joint_weights = (log_pi[:, None] + reference.weights.log()).T  # (components and scales, classes)
-    log_density, classes = z.new_zeros(()), z.new_zeros(len(log_pi))
-    pull, precisions = z.new_zeros(n_components, z.shape[1]), z.new_zeros(n_components, z.shape[1])
-    for points in (z - shift).split(_CHUNK):
-        offsets, precision = reference.offsets(points, None)
-        components = reference.component_log_prob(offsets, precision)
+    joint = log_pi.exp()[:, None] * reference.weights  # (classes, components and scales)
+    impossible = joint.sum(0) == 0
+    size = max(1, _MOST_NUMBERS // (joint.shape[1] * (1 if reference.pooled else z.shape[1])))
+    parts = []
+    for points in (z - shift).split(size):
+        square, log_volume = _squares(reference, points)
+        components = (
+            -0.5 * log_volume - 0.5 * (_DEGREES_OF_FREEDOM + z.shape[1]) * (square / _DEGREES_OF_FREEDOM).log1p()
+        )
+        components = components.flatten(1).masked_fill(impossible, -torch.inf)
         highest = components.amax(1, keepdim=True)
         density = (components - highest).exp()
-        of_class = density @ log_joint_weights.exp()  # (n, classes)
-        total = of_class.sum(1, keepdim=True).clamp_min(1e-300)
-        log_density += (total.log() + highest).sum()
-        classes += (of_class / total).sum(0)
-        shares = (density * log_joint_weights.exp().sum(1) / total).unflatten(1, (n_components, n_scales))
-        weighted = (shares[..., None] * precision).sum(2)  # (n, components, features)
-        pull += (weighted * offsets).sum(0)
-        precisions += weighted.sum(0)
+        of_class = density @ joint.T  # (n, classes)
+        total = of_class.sum(1, keepdim=True)
+        shares = (density * joint.sum(0) / total).unflatten(1, square.shape[1:])
+        weight = shares * (_DEGREES_OF_FREEDOM + z.shape[1]) / (_DEGREES_OF_FREEDOM + square)
+        pull, precision = _pull(reference, points, weight)
+        parts.append(_Statistics((total.log() + highest).sum(), (of_class / total).sum(0), pull, precision))
+    return _Statistics(*(torch.stack(values).sum(0) for values in zip(*parts, strict=True)))
+
+
+def _squares(reference: GaussianReference, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared Mahalanobis distances ``(n, components, scales)``, and log determinants of the covariances ``(components, scales)``."""
+    log_volume = reference.variances.log().sum(1)[:, None] + reference.n_features * reference.scales.log()
+    if reference.pooled:
+        square = torch.cdist(points, reference.means, compute_mode="donot_use_mm_for_euclid_dist").square()
+    else:
+        square = (reference.offsets(points, None)[0].square() / reference.variances).sum(-1)
+    return square[..., None] / reference.scales, log_volume
+
+
+def _pull(reference: GaussianReference, points: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums over cells and components of the offsets times the precisions, ``(n_features,)``, and of the precisions ``(n_features, n_features)``."""
+    weight = (weight / reference.scales).sum(2)  # (n, components)
+    if reference.pooled:
+        pull = weight.sum(1) @ points - weight.sum(0) @ reference.means
+        return pull, weight.sum() * torch.eye(points.shape[1], dtype=points.dtype, device=points.device)
+    offsets = reference.offsets(points, None)[0]
+    pull = torch.einsum("nk,nkj->kj", weight, offsets) / reference.variances
+    precision = weight.sum(0)[:, None] / reference.variances
     if reference.axes is None:
-        return _Statistics(log_density, classes, pull.sum(0), precisions.sum(0).diag())
+        return pull.sum(0), precision.sum(0).diag()
     axes = reference.axes
-    turned = torch.einsum("kdj,kj,kej->de", axes, precisions, axes)
-    return _Statistics(log_density, classes, torch.einsum("kj,kdj->d", pull, axes), turned)
+    return torch.einsum("kj,kdj->d", pull, axes), torch.einsum("kdj,kj,kej->de", axes, precision, axes)

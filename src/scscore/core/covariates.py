@@ -29,13 +29,13 @@ class CovariateShift:
     Attributes
     ----------
     columns
-        Columns of ``obs`` whose combinations are the levels. None: all cells are of one level.
+        Columns of ``obs`` whose combinations are the levels. Without any, all cells are of one level.
     levels
         Names of the levels, ``(n_levels,)``: the values of the columns, joined.
     shifts
-        In the space of the representation, ``(n_levels, n_features)``; weighted by the frequencies they sum to zero.
+        In the space of the representation, ``(n_levels, n_features)``; those of training cells, weighted by the frequencies, sum to zero.
     frequencies
-        Share of the training cells of every level, ``(n_levels,)``.
+        Share of the cells of every level, ``(n_levels,)``.
     """
 
     columns: tuple[str, ...]

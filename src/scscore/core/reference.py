@@ -66,7 +66,7 @@ class GaussianReference(nn.Module):
         return bool(self.weights.min() > _LEAST_WEIGHT)
 
     @property
-    def _pooled(self) -> bool:
+    def pooled(self) -> bool:
         """Whether all components have the identity as covariance."""
         return self.axes is None and bool((self.variances == 1).all())
 
@@ -96,7 +96,7 @@ class GaussianReference(nn.Module):
             Log SNR of the noised density, a scalar or of a shape that broadcasts against ``(..., 1)``. ``None`` is the
             density of the clean data.
         """
-        if self._pooled and self._all_overlap:
+        if self.pooled and self._all_overlap:
             z = z.to(torch.float64)
             components = self._pooled_components(z, None if lam is None else broadcastable_level(lam, z))[0].flatten(-2)
             highest = components.detach().amax(-1, keepdim=True)
@@ -121,7 +121,7 @@ class GaussianReference(nn.Module):
         Tensor of shape ``(..., n_classes, n_features)``, or ``(..., n_wanted, n_features)``, in the precision of `z`.
         """
         lam = broadcastable_level(lam, z)
-        if classes is None and self._pooled and self._all_overlap:
+        if classes is None and self.pooled and self._all_overlap:
             return self._pooled_eps(z, lam)
         offsets, precision = self.offsets(z, lam)
         components = self.component_log_prob(offsets, precision)

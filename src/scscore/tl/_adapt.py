@@ -17,12 +17,12 @@ from scscore.core.thinning import evenly_spread
 from scscore.io.columns import obs_column
 from scscore.io.modalities import of_modality
 from scscore.model import ScoreModel
-from scscore.tl._validate import check_adata, check_model, check_name, check_positive, usable_device
+from scscore.tl._validate import check_adata, check_batches, check_model, check_name, check_positive, usable_device
 
 if TYPE_CHECKING:
     from mudata import MuData
 
-_ENOUGH_CELLS = 5000  # of a batch
+_ENOUGH_CELLS, _FEW_CELLS = 5000, 30  # of a batch
 
 
 def adapt(
@@ -63,18 +63,18 @@ def adapt(
 
     Returns
     -------
-    A :class:`~scscore.ScoreModel` for these batches. Its ``covariates`` are the batches: cells whose batch is missing or new to it are summed over all of
-    them. Where the model was fitted with ``covariates=batch_key``, its levels are kept, and only the batches that it does not know are fitted; shifts of other
-    covariates are not kept. Writes nothing to `adata`.
+    A :class:`~scscore.ScoreModel` for these batches and no others: its ``covariates`` are the batches, and a cell whose batch is missing or new to it
+    is taken to be of one of them, which cells of the reference are not. Where the model was fitted with ``covariates=batch_key``, the levels that it was fitted with
+    stay, and the other batches are added; other covariates are replaced. The batches of an earlier adaptation are fitted anew. Writes nothing to `adata`.
 
     Raises
     ------
     TypeError
         Not an AnnData or MuData, or not a ScoreModel.
     KeyError
-        Unknown column, layer, modality or representation.
+        Unknown column, modality or representation.
     ValueError
-        `batch_key` holds no value, a model of a continuous target, and what :func:`scscore.tl.classify` refuses.
+        `batch_key` holds no value, or numbers that are no batches; a model of a continuous target; and whatever :func:`scscore.tl.classify` refuses.
 
     Examples
     --------
@@ -88,8 +88,9 @@ def adapt(
     Notes
     -----
     A whole batch tells what a single cell cannot: results for a cell then depend on the others of its batch. What the cells of a batch have in common is taken for technical.
-    It cannot be told from biology that moves all of them, and where a batch holds a single class, that class cannot be told from a neighbouring one. Cells of a class unknown to
-    the model do no harm to the others if they are a minority, but a new class next to a known one becomes harder to notice.
+    It cannot be told from biology that moves all of them, and where a batch holds a single class, that class cannot be told from a neighbouring one. The prior of the model
+    says which classes a batch may hold, and in what proportions if it has few cells. Cells that no class explains pull little, so that a minority of them does no harm
+    to the others, but a new class next to a known one becomes harder to notice. What the model generates stays where the reference is.
 
     Derivation: *New batches* in the *Trust* page of the documentation.
     """
@@ -101,29 +102,44 @@ def adapt(
     check_positive("batch_size", batch_size, optional=False)
     torch_device = usable_device(device)
     columns = () if batch_key is None else (batch_key,)
-    if batch_key is not None and obs_column(adata, batch_key, "batch_key").isna().all():
-        raise ValueError(f"batch_key={batch_key!r} holds no batch: all {adata.n_obs} values are missing.")
+    if batch_key is not None:
+        check_batches(obs_column(adata, batch_key, "batch_key"), batch_key)
     names = level_names(adata.obs, columns)
-    known = model.covariates if model.covariates is not None and model.covariates.columns == columns else None
+    fitted = tuple(model.params.get("covariates") or ())
+    known = _of_fit(model) if columns and columns == fitted else None
+    if fitted and known is None:
+        logger.warning(
+            "the shifts of %s, which the model was fitted with, are replaced by those of these batches", list(fitted)
+        )
     new = [name for name in names.dropna().unique() if known is None or name not in known.levels]
+    sizes = names.value_counts()
+    if few := [name for name in new if sizes[name] < _FEW_CELLS]:
+        logger.warning(
+            "%d of %d batches have fewer than %d cells, and hardly move: %s", len(few), len(new), _FEW_CELLS, few[:5]
+        )
 
-    log_prior = torch.from_numpy(model.log_prior())
     found: dict[str, BatchShift] = {}
-    sizes: list[int] = []
     for name in new:
         rows = np.flatnonzero((names == name).to_numpy())
-        sizes.append(len(rows))
         some = rows[evenly_spread(len(rows), _ENOUGH_CELLS)]
         cells = adata if len(some) == adata.n_obs else adata[some]
         z = _points(cells, model, layer, batch_size, torch_device, progress, name)
-        found[name] = fit_batch_shift(model.diffusion.reference, z, log_prior)
-        shift, gain = float(found[name].shift.norm()), found[name].gain
+        if not torch.isfinite(z).all():
+            raise ValueError(f"batch {name!r} has cells with values too large to be represented: leave them out.")
+        reference = copy.deepcopy(model.diffusion.reference).cpu()
+        found[name] = fit_batch_shift(reference, z, torch.from_numpy(model.log_prior()))
         logger.info(
-            "batch %r: %d cells, shift of %.2f standard deviations, %.2f nats per cell", name, len(rows), shift, gain
+            "batch %r: %d cells, shift of %.2f standard deviations, which makes them %.2f nats per cell more likely",
+            name,
+            len(rows),
+            float(found[name].shift.norm()),
+            found[name].gain,
         )
+    if known is not None and (kept := sorted(set(names.dropna()) & set(known.levels))):
+        logger.info("batches that the model was fitted with keep their shift: %s", kept)
 
     shifts = _of_representation(model, [one.shift for one in found.values()])
-    counts = np.array(sizes, dtype=np.float64)
+    counts = sizes[new].to_numpy(dtype=np.float64)
     if known is not None:
         shifts = np.concatenate([known.shifts, shifts])
         counts = np.concatenate([known.frequencies * model.class_counts.sum(), counts])
@@ -135,6 +151,21 @@ def adapt(
         "adapted": {"batch_key": batch_key, "shifts": {name: float(one.shift.norm()) for name, one in found.items()}},
     }
     return adapted
+
+
+def _of_fit(model: ScoreModel) -> CovariateShift | None:
+    """The covariates that the model was fitted with, without the batches of an earlier adaptation; None where those have replaced them."""
+    covariates, earlier = model.covariates, model.params.get("adapted", {"batch_key": None, "shifts": {}})
+    if covariates is None or covariates.columns != tuple(model.params["covariates"]):
+        return None
+    own = [i for i, name in enumerate(covariates.levels) if name not in earlier["shifts"]]
+    frequencies = covariates.frequencies[own]
+    return CovariateShift(
+        covariates.columns,
+        tuple(covariates.levels[i] for i in own),
+        covariates.shifts[own],
+        frequencies / frequencies.sum(),
+    )
 
 
 def _points(

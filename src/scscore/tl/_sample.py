@@ -109,7 +109,7 @@ def sample(
     in eight may lie below zero. Compare it with means, correlations and neighbourhoods of cells in the components, not with the
     zeros or the variance of single genes.
 
-    Shifts of covariates (``tl.fit(covariates=)``) are not added: the cells belong to an average batch.
+    Shifts of covariates (``tl.fit(covariates=)``) and of adapted batches (:func:`scscore.tl.adapt`) are not added: the cells belong to an average batch of the training cells.
 
     Where cross-validation made the model's covariances broader for the sake of its posterior (``model.params["reference"]["inflation"]``
     above one), generated cells vary too much, which is logged; ``objective="generative"`` leaves them as they are.

@@ -284,6 +284,14 @@ def covariate_columns(
     return names
 
 
+def check_batches(column: pd.Series, name: str) -> None:
+    """Raise ValueError unless a column of ``obs`` holds batches: something, and no continuous numbers."""
+    if column.isna().all():
+        raise ValueError(f"batch_key={name!r} holds no batch: all {len(column)} values are missing.")
+    if column.dtype.kind == "f" and (column.dropna() % 1 != 0).any():
+        raise ValueError(f"batch_key={name!r} is continuous ({column.dtype}): it must name a batch for every cell.")
+
+
 def class_codes(adata: AnnData, name: str, argument: str, classes: list[str]) -> NDArray[np.int64]:
     """Class of every cell, ``(n_obs,)``: that of this name for all, or those in a column of ``obs``.
 
