@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
-from scscore.io.folds import MIN_GROUPS, N_FOLDS, Split, make_folds
+from scscore.io.folds import MIN_GROUPS, N_FOLDS, Split, hold_out_groups, make_folds
 
 Y = np.repeat([0, 1, 2], [50, 30, 7])
 
@@ -55,6 +55,8 @@ def test_groups_are_held_out_whole(n_groups: int):
     check(folds, Y)
     for train, test in folds:
         assert not set(groups[train]) & set(groups[test])
+    assert hold_out_groups(folds, groups)
+    assert not hold_out_groups(folds, None)
 
 
 def test_a_group_with_all_cells_of_a_class_is_never_held_out():
@@ -70,6 +72,7 @@ def test_too_few_groups_give_a_warning_and_ungrouped_splits():
     with pytest.warns(UserWarning, match="only 2 groups and at least 4 are needed"):
         folds = make_folds(Y, groups, seed=0)
     check(folds, Y)
+    assert not hold_out_groups(folds, groups)
     for ours, plain in zip(folds, make_folds(Y, None, seed=0), strict=True):
         assert (ours[1] == plain[1]).all()
 
@@ -87,6 +90,7 @@ def test_guides_lie_within_classes():
         [np.repeat([f"nt{i}" for i in range(6)], 20), np.repeat(["a1", "a2"], 40), np.repeat("b1", 60)]
     )
     splits = make_folds(y, guides, seed=0)
+    assert hold_out_groups(splits, guides)
     seen = np.concatenate([test for _, test in splits])
     assert len(splits) == 5
     assert sorted(seen) == list(range(260))

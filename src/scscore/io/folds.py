@@ -57,6 +57,14 @@ def make_folds(y: NDArray[np.integer], groups: NDArray[np.str_] | None, *, seed:
         return list(StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(y, y))
 
 
+def hold_out_groups(splits: list[Split], groups: NDArray[np.str_] | None) -> bool:
+    """Whether most of the held-out cells are of groups that the training part of their split does not have."""
+    if groups is None:
+        return False
+    new = [~np.isin(groups[test], groups[train]) for train, test in splits]
+    return bool(np.concatenate(new).mean() > 0.5)
+
+
 def _grouped(y: NDArray[np.integer], groups: NDArray[np.str_], n_classes: int, n_folds: int, seed: int) -> list[Split]:
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     return [

@@ -22,7 +22,7 @@ from scscore.core.reference_fit import Fold
 from scscore.core.schedule import NoiseSchedule
 from scscore.core.target import TargetGrid
 from scscore.images._conv import Conv
-from scscore.io.folds import make_folds
+from scscore.io.folds import hold_out_groups, make_folds
 from scscore.io.gene_space import Map
 from scscore.io.keys import Keys
 from scscore.io.modalities import bring_target, of_modality
@@ -336,7 +336,7 @@ def fit(
         direct=objective == "direct",
         n_members=n_members,
         validation_depth=encoded.log_depth,
-        every_split=groups is not None and grid is None,
+        every_split=grid is None and hold_out_groups(splits, groups),
         checkpoint_dir=_checkpoints(checkpoint_dir, params, x, y),
         progress=progress,
         accelerator=accelerator,
