@@ -126,3 +126,13 @@ def test_impossible_classes_do_not_hide_the_others():
     assert found.frequencies.tolist() == [1, 0]
     assert found.gain >= 0
     assert float(found.shift.norm()) < 1
+
+
+def test_no_shift_is_seldom_rejected():
+    """Under the null the test is at its level (and below: the shift is shrunk)."""
+    found = [
+        fit_batch_shift(reference(), cells(200, [0.0, 0.0, 0.0], [0.4, 0.3, 0.3], seed), UNIFORM) for seed in range(100)
+    ]
+    assert sum(one.p_value < 0.05 for one in found) <= 10
+    assert sum(float(one.shift.norm()) > 0 for one in found) <= 4
+    assert np.mean([one.p_value for one in found]) == pytest.approx(0.5, abs=0.15)

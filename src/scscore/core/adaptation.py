@@ -16,12 +16,14 @@ import math
 from typing import NamedTuple
 
 import torch
+from scipy.stats import chi2
 from torch import Tensor
 
 from scscore.core.reference import GaussianReference
 
 _PSEUDO_CELLS = 10.0  # n_0, in favour of no shift and of the usual proportions
 _DEGREES_OF_FREEDOM = 30.0
+_LEVEL = 0.01  # of the test against no shift
 _MOST_ITERATIONS = 300
 _TOLERANCE = 1e-3  # standard deviations within a class, per square root of the dimension
 _MOST_NUMBERS = 2**23  # of a chunk
@@ -38,16 +40,20 @@ class BatchShift(NamedTuple):
         Class proportions, ``(n_classes,)``.
     gain
         How much more likely the shift makes the cells, at these proportions, nats per cell.
+    p_value
+        Of the likelihood-ratio test against no shift. Above .01 the batch stays where it is.
     """
 
     shift: Tensor
     frequencies: Tensor
     gain: float
+    p_value: float
 
 
 def fit_batch_shift(reference: GaussianReference, z: Tensor, log_prior: Tensor) -> BatchShift:
     """Shift of a batch against the cells that a reference was fitted to.
 
+    Where a likelihood-ratio test does not reject it at one per cent, there is none: where classes overlap, noise moves the estimate most.
     There may be several maxima. The search starts from no shift and from a batch with the usual class proportions, and the more likely end is returned.
 
     Parameters
@@ -65,8 +71,11 @@ def fit_batch_shift(reference: GaussianReference, z: Tensor, log_prior: Tensor) 
     usual = z.mean(0) - log_prior.exp() @ reference.class_means
     ends = [_climb(reference, z, start, log_prior) for start in (none, usual)]
     shift, log_pi, found = max(ends, key=lambda end: _objective(end[2], end[0], end[1], log_prior))
-    unmoved = _expectation(reference, z, none, log_pi)
-    return BatchShift(shift, log_pi.exp(), float(found.log_density - unmoved.log_density) / len(z))
+    ratio = float(found.log_density - _expectation(reference, z, none, log_pi).log_density)
+    p_value = float(chi2.sf(2 * ratio, len(none)))
+    if p_value > _LEVEL:
+        shift, ratio = none, 0.0
+    return BatchShift(shift, log_pi.exp(), ratio / len(z), p_value)
 
 
 class _Statistics(NamedTuple):

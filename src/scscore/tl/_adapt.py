@@ -40,7 +40,7 @@ def adapt(
 
     All cells of a batch are taken to be moved by the same shift, whatever their class, and its classes to come in proportions of their own. Both are fitted
     to the density of the model by expectation-maximisation, batch by batch; the model that is returned takes the shift out before it does anything
-    else with a cell. Weights, calibration and held-out cells stay as they are.
+    else with a cell. A batch stays where it is unless a likelihood-ratio test rejects that at one per cent. Weights, calibration and held-out cells stay as they are.
 
     Parameters
     ----------
@@ -128,13 +128,9 @@ def adapt(
             raise ValueError(f"batch {name!r} has cells with values too large to be represented: leave them out.")
         reference = copy.deepcopy(model.diffusion.reference).cpu()
         found[name] = fit_batch_shift(reference, z, torch.from_numpy(model.log_prior()))
-        logger.info(
-            "batch %r: %d cells, shift of %.2f standard deviations, which makes them %.2f nats per cell more likely",
-            name,
-            len(rows),
-            float(found[name].shift.norm()),
-            found[name].gain,
-        )
+        shift, gain = float(found[name].shift.norm()), found[name].gain
+        moved = f"shift of {shift:.2f} standard deviations, which makes them {gain:.2f} nats per cell more likely"
+        logger.info("batch %r: %d cells, %s", name, len(rows), moved if shift else "no shift beyond chance")
     if known is not None and (kept := sorted(set(names.dropna()) & set(known.levels))):
         logger.info("batches that the model was fitted with keep their shift: %s", kept)
 
