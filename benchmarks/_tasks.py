@@ -100,6 +100,7 @@ SPECS: dict[str, _Spec] = {
     "pancreas_wang_xin": _Spec("pancreas_wang_xin", "cell_type", group="study", kind="log"),
     "cross_zheng_pbmc3k": _Spec("pbmc_zheng_sorted", "cell_type", test_file="pbmc3k"),
     "adt_multistudy": _Spec("adt_multistudy", "cell_type", group="study", kind="protein"),
+    "adt_multistudy_fine": _Spec("adt_multistudy", "cell_type_fine", group="study", kind="protein"),
     "sc_mixology": _Spec("sc_mixology", "cell_line", group="batch"),
 }
 

@@ -41,6 +41,7 @@ from scscore.core.training import TrainingConfig, TrainingResult, train
 _ENOUGH_VALIDATION_CELLS = 2000
 _MAX_VALIDATION_RUNS = 3
 _ENOUGH_CELLS_FOR_LEVELS = 300
+_ENOUGH_CELLS_FOR_CALIBRATION = 500  # where every split takes several networks
 # of the networks: with a continuous target they have more to learn than the reference knows
 _WIDTH, _WIDTH_OF_VALUES = 128, 256
 
@@ -187,10 +188,10 @@ def fit_conditional_diffusion(
             common["to_bins"] = torch.from_numpy(grid.to_bins).to(torch.float32)
         return train(model, z, labels(y), prior, **{"config": config, **common, **trainer, **more})
 
-    def another_member(member: int, made: int) -> Array:
-        """Log-likelihoods of the watched cells by one more network per validation split, trained for so many steps."""
+    def another_member(member: int, made: int, n_splits: int) -> Array:
+        """Log-likelihoods of the watched cells of some validation splits by one more network for each, trained for so many steps."""
         found = []
-        for i, held_out in enumerate(watched_cells):
+        for i, held_out in enumerate(watched_cells[:n_splits]):
             whitening, reference = of_fold(i)
             z = whitening(torch.from_numpy(validation[i].x_train))
             model, name = untrained(reference, z, seed + member), f"validation {i + 1}, member {member + 1}"
@@ -239,9 +240,15 @@ def fit_conditional_diffusion(
     best = int(validation_loss.argmin())
     held_out_log_likelihood = torch.cat([result.log_likelihood[best] for result in results]).numpy()
     if grid is not None:
-        made = results[0].steps[best]  # the mean posterior of all networks is what is calibrated
-        others = [another_member(member, made) for member in range(1, n_members if made else 1)]
-        held_out_log_likelihood = np.stack([held_out_log_likelihood, *others], axis=1) @ grid.to_bins
+        made, n_splits = results[0].steps[best], len(results)
+        if (
+            n_members > 1 and made
+        ):  # the mean posterior of all networks is what is calibrated, on no more splits than it takes
+            n_splits = min(n_splits, 1 + int(np.searchsorted(np.cumsum(sizes), _ENOUGH_CELLS_FOR_CALIBRATION)))
+        truths, depths, sizes, volumes = truths[:n_splits], depths[:n_splits], sizes[:n_splits], volumes[:n_splits]
+        own = held_out_log_likelihood[: sum(sizes)]
+        others = [another_member(member, made, n_splits) for member in range(1, n_members if made else 1)]
+        held_out_log_likelihood = np.stack([own, *others], axis=1) @ grid.to_bins
     truth = np.concatenate(truths)
     depth = np.concatenate(depths) if depths else None
     judged = _judge if grid is None else partial(_judge_values, grid=grid)
