@@ -54,14 +54,6 @@ def predicted(model: scs.ScoreModel) -> AnnData:
     return cells
 
 
-def test_what_is_calibrated_is_the_mean_of_all_networks(ensemble: scs.ScoreModel, model: scs.ScoreModel):
-    """Held-out cells have the log-likelihoods of as many networks as the model, and these differ."""
-    held_out = ensemble.held_out_values.log_likelihood
-    assert held_out.shape[1:] == (2, ensemble.target.n_bins)
-    assert np.abs(held_out[:, 0] - held_out[:, 1]).max() > 0.05
-    assert model.held_out_values.log_likelihood.shape[1] == 1
-
-
 def test_known_truths_of_a_noisy_target(ensemble: scs.ScoreModel):
     """No worse than a squared-error network; intervals cover; noise is found; only strange cells make the networks disagree."""
     cells, strange = noisy(1000, 1), noisy(1000, 2)

@@ -46,13 +46,13 @@ def log_posterior(log_likelihood: ArrayLike, log_prior: ArrayLike, temperature: 
     Parameters
     ----------
     log_likelihood
-        Nats, shape ``(..., n_classes)``.
+        Nats, shape ``(n, n_classes)``.
     log_prior
         Nats, shape ``(n_classes,)``; ``-inf`` excludes a class.
     temperature
         Factor on the log-likelihoods, :math:`T`. Below one softens the posterior. The prior is never tempered.
     """
-    return log_softmax(temperature * np.asarray(log_likelihood, dtype=np.float64) + np.asarray(log_prior), axis=-1)
+    return log_softmax(temperature * np.asarray(log_likelihood, dtype=np.float64) + np.asarray(log_prior), axis=1)
 
 
 def fit_calibration(log_likelihood: ArrayLike, log_prior: ArrayLike, y: ArrayLike) -> tuple[float, Array]:

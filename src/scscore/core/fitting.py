@@ -19,7 +19,7 @@ from scscore.core.density_fit import build_density, fit_density
 from scscore.core.diffusion import ConditionalDiffusion
 from scscore.core.direct import DirectNetwork, DirectPosterior
 from scscore.core.effort import choose_effort
-from scscore.core.held_out import HeldOut, HeldOutValues, mean_predictive
+from scscore.core.held_out import HeldOut, HeldOutValues
 from scscore.core.reference import GaussianReference
 from scscore.core.reference_fit import (
     INFLATIONS,
@@ -41,7 +41,6 @@ from scscore.core.training import TrainingConfig, TrainingResult, train
 _ENOUGH_VALIDATION_CELLS = 2000
 _MAX_VALIDATION_RUNS = 3
 _ENOUGH_CELLS_FOR_LEVELS = 300
-_ENOUGH_CELLS_FOR_CALIBRATION = 500  # where every split takes several networks
 # of the networks: with a continuous target they have more to learn than the reference knows
 _WIDTH, _WIDTH_OF_VALUES = 128, 256
 
@@ -188,25 +187,7 @@ def fit_conditional_diffusion(
             common["to_bins"] = torch.from_numpy(grid.to_bins).to(torch.float32)
         return train(model, z, labels(y), prior, **{"config": config, **common, **trainer, **more})
 
-    def another_member(member: int, made: int, n_splits: int) -> Array:
-        """Log-likelihoods of the watched cells of some validation splits by one more network for each, trained for so many steps."""
-        found = []
-        for i, held_out in enumerate(watched_cells[:n_splits]):
-            whitening, reference = of_fold(i)
-            z = whitening(torch.from_numpy(validation[i].x_train))
-            model, name = untrained(reference, z, seed + member), f"validation {i + 1}, member {member + 1}"
-            once = replace(config, max_steps=made, check_every=made)
-            more: dict[str, Any] = {
-                "validation": held_out,
-                "n_steps": n_steps,
-                "n_paths": n_paths,
-                "seed": seed + member,
-            }
-            found.append(run(name, model, z, validation[i].y_train, config=once, **more).log_likelihood[-1])
-        return torch.cat(found).numpy()
-
     results: list[TrainingResult] = []
-    watched_cells: list[tuple[Tensor, Tensor]] = []
     volumes: list[float] = []
     truths: list[NDArray[np.integer]] = []
     depths: list[Array] = []
@@ -224,7 +205,6 @@ def fit_conditional_diffusion(
         model = untrained(reference, z, seed)
         name = f"validation {i + 1}"
         volumes.append(whitening.log_abs_det)
-        watched_cells.append(held_out)
         results.append(run(name, model, z, fold.y_train, validation=held_out, n_steps=n_steps, n_paths=n_paths))
         truths.append(fold.y_held_out[watched])
         if validation_depth is not None:
@@ -240,15 +220,7 @@ def fit_conditional_diffusion(
     best = int(validation_loss.argmin())
     held_out_log_likelihood = torch.cat([result.log_likelihood[best] for result in results]).numpy()
     if grid is not None:
-        made, n_splits = results[0].steps[best], len(results)
-        if (
-            n_members > 1 and made
-        ):  # the mean posterior of all networks is what is calibrated, on no more splits than it takes
-            n_splits = min(n_splits, 1 + int(np.searchsorted(np.cumsum(sizes), _ENOUGH_CELLS_FOR_CALIBRATION)))
-        truths, depths, sizes, volumes = truths[:n_splits], depths[:n_splits], sizes[:n_splits], volumes[:n_splits]
-        own = held_out_log_likelihood[: sum(sizes)]
-        others = [another_member(member, made, n_splits) for member in range(1, n_members if made else 1)]
-        held_out_log_likelihood = np.stack([own, *others], axis=1) @ grid.to_bins
+        held_out_log_likelihood = held_out_log_likelihood @ grid.to_bins
     truth = np.concatenate(truths)
     depth = np.concatenate(depths) if depths else None
     judged = _judge if grid is None else partial(_judge_values, grid=grid)
@@ -256,7 +228,7 @@ def fit_conditional_diffusion(
     if n_classes == 1:
         nll = float(validation_loss[best])
     if not direct:  # from the whitened space to the representation
-        held_out_log_likelihood += np.repeat(volumes, sizes).reshape(-1, *[1] * (held_out_log_likelihood.ndim - 1))
+        held_out_log_likelihood += np.repeat(volumes, sizes)[:, None]
 
     final_steps = round(results[0].steps[best] * len(x) * len(results) / n_train)
     if direct:  # there is no reference to do without a network
@@ -316,7 +288,7 @@ def _judge_values(
     """The same for a continuous target: no offsets, negative log density, coefficient of determination."""
 
     def predictive(temperature: float) -> Predictive:
-        return mean_predictive(grid, log_likelihood, log_prior, temperature)
+        return Predictive(grid, np.exp(log_posterior(log_likelihood, log_prior, temperature)))
 
     def loss(temperature: float) -> float:
         return -float(predictive(temperature).log_density(truth).mean())

@@ -122,11 +122,6 @@ class HeldOut(_HeldOutCells):
         return p > 1 - coverage + 1e-12  # a p-value of exactly 1 - coverage, up to rounding, is outside
 
 
-def mean_predictive(grid: TargetGrid, log_likelihood: ArrayLike, log_prior: Array, temperature: float) -> Predictive:
-    """Mean of the posteriors of several networks, from their log-likelihoods ``(n, n_members, n_bins)``."""
-    return Predictive(grid, np.exp(log_posterior(log_likelihood, log_prior, temperature)).mean(1))
-
-
 @dataclass(frozen=True)
 class HeldOutValues(_HeldOutCells):
     """The same with a continuous target.
@@ -134,7 +129,7 @@ class HeldOutValues(_HeldOutCells):
     Attributes
     ----------
     log_likelihood
-        Nats, by every network of the model, float32 ``(n, n_members, n_bins)``.
+        Nats, float32 ``(n, n_bins)``.
     y
         Values, float64 ``(n,)``.
     log_depth
@@ -144,13 +139,10 @@ class HeldOutValues(_HeldOutCells):
     label_type = np.float64
 
     def typicality(self, log_likelihood: ArrayLike, log_prior: Array, log_depth: ArrayLike | None = None) -> Array:
-        """P-value of log p(x), the mixture over the prior, of new cells, ``(n,)``; see :meth:`HeldOut.typicality`.
-
-        The log-likelihoods of the networks, here of the new cells ``(n, n_members, n_bins)``, are averaged.
-        """
-        return self._p_value(lambda values: logsumexp(values.mean(1) + log_prior, axis=1), log_likelihood, log_depth)
+        """P-value of log p(x), the mixture over the prior, of new cells, ``(n,)``; see :meth:`HeldOut.typicality`."""
+        return self._p_value(lambda values: logsumexp(values + log_prior, axis=1), log_likelihood, log_depth)
 
     def central_share(self, grid: TargetGrid, log_prior: Array, temperature: float, *, coverage: float) -> float:
         """Central share of a predictive distribution that covers with probability `coverage`; see :func:`conformal_share`."""
-        own = mean_predictive(grid, self.log_likelihood, log_prior, temperature)
+        own = Predictive(grid, np.exp(log_posterior(self.log_likelihood, log_prior, temperature)))
         return conformal_share(np.abs(2 * own.cdf(self.y) - 1), coverage)

@@ -147,7 +147,7 @@ def regress(
     log_prior, temperature = model.log_prior(prior), model.calibration.temperature
 
     n_obs, members = adata.n_obs, model.members()
-    weights, marginal = np.zeros((n_obs, grid.n_bins)), np.zeros((n_obs, 1, grid.n_bins))
+    weights, marginal = np.zeros((2, n_obs, grid.n_bins))
     error, own_entropy, mutual_information = np.zeros((3, n_obs))
     for rows, estimates in model.log_likelihoods(
         adata,
@@ -163,7 +163,7 @@ def regress(
     ):
         found = [estimate.mean.numpy() for estimate in estimates]
         posteriors = np.exp([log_posterior(of_one, log_prior, temperature) for of_one in found])
-        weights[rows], marginal[rows, 0] = posteriors.mean(0), np.mean(found, axis=0)
+        weights[rows], marginal[rows] = posteriors.mean(0), np.mean(found, axis=0)
         own_entropy[rows], mutual_information[rows] = entropies(grid, posteriors)
         error[rows] = sum(
             _error_of_mean(estimate.draws.numpy(), Predictive(grid, posterior), temperature) ** 2
