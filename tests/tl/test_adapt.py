@@ -88,6 +88,20 @@ def test_cells_of_other_batches_are_summed_over(model: scs.ScoreModel):
     np.testing.assert_allclose(found, expected, atol=0.05)
 
 
+def test_batches_by_number_are_found_whatever_their_type(model: scs.ScoreModel, caplog: pytest.LogCaptureFixture):
+    query = cells(400, 21, SHIFTS)
+    query.obs["batch"] = (query.obs["batch"] == "a").astype(int)
+    adapted = scs.tl.adapt(query, model, batch_key="batch", progress=False)
+    assert sorted(adapted.covariates.levels) == ["0", "1"]
+    whole = scs.tl.classify(query, adapted, copy=True, progress=False).obsm["scscore_log_likelihood"]
+    query.obs["batch"] = query.obs["batch"].astype(float)
+    query.obs.iloc[0, query.obs.columns.get_loc("batch")] = np.nan
+    with caplog.at_level(logging.INFO, logger="scscore"):
+        found = scs.tl.classify(query, adapted, copy=True, progress=False).obsm["scscore_log_likelihood"]
+    np.testing.assert_array_equal(found[1:], whole[1:])
+    assert "1 of 400 cells are of no level of ['batch']" in caplog.text
+
+
 def test_known_batches_keep_their_shift():
     model = scs.tl.fit(cells(1500, 6, SHIFTS), "class", covariates="batch", **FIT)
     query = cells(900, 7, {**SHIFTS, "new": [0.5, -2.0]})

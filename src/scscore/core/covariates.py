@@ -54,9 +54,16 @@ def level_names(obs: pd.DataFrame, columns: tuple[str, ...]) -> pd.Series:
     """Values of the columns of every cell, joined to one name; NaN where one is missing."""
     if not columns:
         return pd.Series(ALL_CELLS, index=obs.index)
-    parts = obs[list(columns)]
+    parts = obs[list(columns)].apply(_whole)
     names = parts.astype(str).agg(_SEPARATOR.join, axis=1)
     return names.where(parts.notna().all(axis=1))
+
+
+def _whole(column: pd.Series) -> pd.Series:
+    """Whole numbers that became floating-point ones, because a value is missing, as whole numbers again."""
+    if column.dtype.kind == "f" and (column.dropna() % 1 == 0).all():
+        return column.astype("Int64")
+    return column
 
 
 def fit_shifts(x: Array, y: NDArray[np.integer], codes: NDArray[np.integer], *, n_levels: int) -> Array:

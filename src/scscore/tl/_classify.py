@@ -28,6 +28,7 @@ from scscore.tl._validate import (
     check_name,
     check_paths,
     check_positive,
+    log_unknown_batches,
     seed_of,
     usable_device,
 )
@@ -188,6 +189,7 @@ def classify(
         )
     if set_method not in SET_METHODS:
         raise ValueError(f"set_method must be one of {list(SET_METHODS)}, got {set_method!r}.")
+    log_unknown_batches(adata, model)
     trust = {"reject": reject, "coverage": coverage, "set_method": set_method, "class_conditional": class_conditional}
     estimated = isinstance(prior, str) and prior == "estimate"
     log_prior, torch_device = model.log_prior(None if estimated else prior), usable_device(device)

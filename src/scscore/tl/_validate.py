@@ -111,6 +111,18 @@ def warn_of_inflation(model: ScoreModel) -> None:
         )
 
 
+def log_unknown_batches(adata: AnnData, model: ScoreModel) -> None:
+    """Say how many cells are of no batch that the model knows, which is then summed over."""
+    unknown = int((model.covariate_codes(adata) < 0).sum()) if model.covariates is not None else 0
+    if unknown:
+        logger.info(
+            "%d of %d cells are of no level of %s that the model knows: these are summed over",
+            unknown,
+            adata.n_obs,
+            list(model.covariates.columns),  # type: ignore[union-attr]
+        )
+
+
 def check_estimator(estimator: object) -> None:
     """Raise ValueError unless this names an estimator of the log-likelihood."""
     if estimator not in ESTIMATORS:
