@@ -49,7 +49,7 @@ def test_shared_covariance_has_a_short_cut_that_changes_nothing():
     slow = GaussianReference(
         means, weights, 1 + 1e-12 * torch.rand(16, 7, dtype=torch.float64), scales=torch.tensor([1.0, 2.0])
     )
-    assert quick._pooled and not slow._pooled
+    assert quick.pooled and not slow.pooled
     z, lam = (
         3 * torch.randn(4, 50, 7, dtype=torch.float64),
         torch.linspace(5, -5, 4, dtype=torch.float64)[:, None, None],
