@@ -118,6 +118,7 @@ def adapt(
             "%d of %d batches have fewer than %d cells, and hardly move: %s", len(few), len(new), _FEW_CELLS, few[:5]
         )
 
+    reference, log_prior = copy.deepcopy(model.diffusion.reference).cpu(), torch.from_numpy(model.log_prior())
     found: dict[str, BatchShift] = {}
     for name in new:
         rows = np.flatnonzero((names == name).to_numpy())
@@ -126,8 +127,7 @@ def adapt(
         z = _points(cells, model, layer, batch_size, torch_device, progress, name)
         if not torch.isfinite(z).all():
             raise ValueError(f"batch {name!r} has cells with values too large to be represented: leave them out.")
-        reference = copy.deepcopy(model.diffusion.reference).cpu()
-        found[name] = fit_batch_shift(reference, z, torch.from_numpy(model.log_prior()))
+        found[name] = fit_batch_shift(reference, z, log_prior)
         shift, gain = float(found[name].shift.norm()), found[name].gain
         moved = f"shift of {shift:.2f} standard deviations, which makes them {gain:.2f} nats per cell more likely"
         logger.info("batch %r: %d cells, %s", name, len(rows), moved if shift else "no shift beyond chance")
