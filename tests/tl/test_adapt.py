@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from anndata import AnnData
 
 import scscore as scs
@@ -184,6 +185,7 @@ def test_levels_of_the_fit_outlive_several_adaptations(caplog: pytest.LogCapture
     assert "fitted with, are replaced" in caplog.text
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_the_reference_may_be_elsewhere(model: scs.ScoreModel):
     """On a GPU the engine stays there after the cells were encoded; the fit is made on the CPU."""
     query = cells(200, 19, {"a": SHIFTS["a"]})

@@ -116,7 +116,8 @@ def _expectation(reference: GaussianReference, z: Tensor, shift: Tensor, log_pi:
     size = max(1, _MOST_NUMBERS // (joint.shape[1] * (1 if reference.pooled else z.shape[1])))
     parts = []
     for points in (z - shift).split(size):
-        square, log_volume = _squares(reference, points)
+        offsets = None if reference.pooled else reference.offsets(points, None)[0]
+        square, log_volume = _squares(reference, points, offsets)
         components = (
             -0.5 * log_volume - 0.5 * (_DEGREES_OF_FREEDOM + z.shape[1]) * (square / _DEGREES_OF_FREEDOM).log1p()
         )
@@ -127,28 +128,29 @@ def _expectation(reference: GaussianReference, z: Tensor, shift: Tensor, log_pi:
         total = of_class.sum(1, keepdim=True)
         shares = (density * joint.sum(0) / total).unflatten(1, square.shape[1:])
         weight = shares * (_DEGREES_OF_FREEDOM + z.shape[1]) / (_DEGREES_OF_FREEDOM + square)
-        pull, precision = _pull(reference, points, weight)
+        pull, precision = _pull(reference, points, offsets, weight)
         parts.append(_Statistics((total.log() + highest).sum(), (of_class / total).sum(0), pull, precision))
     return _Statistics(*(torch.stack(values).sum(0) for values in zip(*parts, strict=True)))
 
 
-def _squares(reference: GaussianReference, points: Tensor) -> tuple[Tensor, Tensor]:
+def _squares(reference: GaussianReference, points: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor]:
     """Squared Mahalanobis distances ``(n, components, scales)``, and log determinants of the covariances ``(components, scales)``."""
     log_volume = reference.variances.log().sum(1)[:, None] + reference.n_features * reference.scales.log()
-    if reference.pooled:
+    if offsets is None:
         square = torch.cdist(points, reference.means, compute_mode="donot_use_mm_for_euclid_dist").square()
     else:
-        square = (reference.offsets(points, None)[0].square() / reference.variances).sum(-1)
+        square = (offsets.square() / reference.variances).sum(-1)
     return square[..., None] / reference.scales, log_volume
 
 
-def _pull(reference: GaussianReference, points: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _pull(
+    reference: GaussianReference, points: Tensor, offsets: Tensor | None, weight: Tensor
+) -> tuple[Tensor, Tensor]:
     """Sums over cells and components of the offsets times the precisions, ``(n_features,)``, and of the precisions ``(n_features, n_features)``."""
     weight = (weight / reference.scales).sum(2)  # (n, components)
-    if reference.pooled:
+    if offsets is None:
         pull = weight.sum(1) @ points - weight.sum(0) @ reference.means
         return pull, weight.sum() * torch.eye(points.shape[1], dtype=points.dtype, device=points.device)
-    offsets = reference.offsets(points, None)[0]
     pull = torch.einsum("nk,nkj->kj", weight, offsets) / reference.variances
     precision = weight.sum(0)[:, None] / reference.variances
     if reference.axes is None:

@@ -151,10 +151,10 @@ def adapt(
 
 def _of_fit(model: ScoreModel) -> CovariateShift | None:
     """The covariates that the model was fitted with, without the batches of an earlier adaptation; None where those have replaced them."""
-    covariates, earlier = model.covariates, model.params.get("adapted", {"batch_key": None, "shifts": {}})
+    covariates, earlier = model.covariates, model.params.get("adapted", {}).get("shifts", {})
     if covariates is None or covariates.columns != tuple(model.params["covariates"]):
         return None
-    own = [i for i, name in enumerate(covariates.levels) if name not in earlier["shifts"]]
+    own = [i for i, name in enumerate(covariates.levels) if name not in earlier]
     frequencies = covariates.frequencies[own]
     return CovariateShift(
         covariates.columns,
