@@ -133,8 +133,9 @@ class ScoreModel:
         choice = self.params["reference"]
         space += f"; {choice['n_features']} of {self.representation.n_features} features used"
         loss = "energy" if self.params["condition"] is None else "NLL"
+        best = self.params.get("validation_nll_diffusion", self.params["validation_nll"])
         trained = (
-            f"  residual        {self.params['n_steps_trained']} steps, validation {loss} {self.params['validation_nll']:.3f} nats "
+            f"  residual        {self.params['n_steps_trained']} steps, validation {loss} {best:.3f} nats "
             f"({self.params['validation_nll_reference']:.3f} without it)"
         )
         if self.target is not None:
@@ -163,6 +164,11 @@ class ScoreModel:
                 f"cross-validated NLL {choice['nll']:.3f} nats, accuracy {choice['accuracy']:.3f}"
             )
             temperature = [f"  temperature     {self.calibration.temperature:.2f}"]
+            if (readout := self.params.get("readout")) is not None:
+                trained += (
+                    f"\n  readout         pooled with a linear classifier, weights {readout['of_diffusion']:.2f} and {readout['of_classifier']:.2f}, "
+                    f"validation NLL {self.params['validation_nll']:.3f} nats"
+                )
             if self.held_out is not None:
                 temperature.append(f"  held-out cells  {len(self.held_out.y)}, for prediction sets and typicality")
         return "\n".join(
@@ -339,7 +345,9 @@ class ScoreModel:
         networks = engine.denoiser.members if isinstance(engine.denoiser, Ensemble) else [engine.denoiser]
         if isinstance(engine, DirectPosterior):
             return [DirectPosterior(network) for network in networks]  # type: ignore[arg-type]
-        return [ConditionalDiffusion(engine.schedule, engine.reference, network) for network in networks]
+        return [
+            ConditionalDiffusion(engine.schedule, engine.reference, network, engine.readout) for network in networks
+        ]
 
     def _whitened_shifts(self) -> torch.Tensor:
         """Shifts of the covariate levels in the engine's space, ``(n_levels, n_features)``."""

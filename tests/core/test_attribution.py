@@ -72,7 +72,7 @@ def test_the_baseline_favours_neither_side(against: dict[int, float]):
     variances = 0.3 + 2 * torch.rand(3, 4, generator=generator, dtype=torch.float64)
     reference = GaussianReference(means, torch.eye(3), variances)
     versus = contrast(5, 0, against)
-    baseline = baseline_of(reference, versus)
+    baseline = baseline_of(ConditionalDiffusion(NoiseSchedule(), reference), versus)
     np.testing.assert_allclose(versus.evidence(reference.log_prob(baseline)), 0, atol=1e-3)
     others = sum(w * means[k] for k, w in against.items())
     along = (baseline[0] - others) @ (means[0] - others) / (means[0] - others).square().sum()
@@ -85,8 +85,10 @@ def test_the_baseline_of_a_class_that_is_always_favoured_is_the_lowest_point():
     means = torch.tensor([[0.0], [0.0]], dtype=torch.float64)
     reference = GaussianReference(means, torch.eye(2), torch.tensor([[0.1], [10.0]], dtype=torch.float64))
     versus = contrast(2, 0, {1: 1.0}, 2)
-    np.testing.assert_allclose(baseline_of(reference, versus), 0)
-    assert (versus.evidence(reference.log_prob(baseline_of(reference, versus))) > 0).all()
+    np.testing.assert_allclose(baseline_of(ConditionalDiffusion(NoiseSchedule(), reference), versus), 0)
+    assert (
+        versus.evidence(reference.log_prob(baseline_of(ConditionalDiffusion(NoiseSchedule(), reference), versus))) > 0
+    ).all()
 
 
 def test_evidence_is_the_log_ratio_of_the_likelihoods(mixture: MixtureDiffusion):
@@ -121,7 +123,7 @@ def test_more_segments_converge_to_the_integral(mixture: MixtureDiffusion):
 def test_the_correction_is_what_midpoints_miss(mixture: MixtureDiffusion):
     z, versus = points(10), contrast(10, 0, {1: 1.0})
     evidence = frozen_evidence(mixture, versus, noise=NoiseStream(0), start=0, pair=0, n_steps=4)
-    baseline = baseline_of(mixture.reference, versus)
+    baseline = baseline_of(mixture, versus)
     mean, value, at_baseline, correction = integrated_gradients(evidence, z, baseline, n_segments=4)
     step = (z.double() - baseline) / 4
     midpoints = torch.zeros(10, dtype=torch.float64)

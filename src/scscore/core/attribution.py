@@ -219,10 +219,10 @@ def dissipation_parts(
     """
     parts = torch.zeros(len(z), len(loadings), dtype=torch.float32, device=z.device)
     if model.denoiser is None:
-        return parts, parts.sum(1), contrast.evidence(model.reference.log_prob(z))
+        return parts, parts.sum(1), contrast.evidence(model.pooled(model.reference.log_prob(z), z))
     draws: dict[str, Any] = {"noise": noise, "n_steps": n_steps, "start": start}
-    found = log_likelihood(model, z, n_paths=n_paths, **draws).mean
-    weights = torch.func.grad(lambda values: contrast.evidence(values).sum())(found)
+    found = log_likelihood(model.density, z, n_paths=n_paths, **draws).mean
+    weights = torch.func.grad(lambda values: contrast.evidence(model.pooled(values, z)).sum())(found)
     levels = model.schedule.levels(n_steps).to(z.device)
     e, b = loadings.to(z).T, dual.to(z).T
     for pair in range(n_paths // 2):
@@ -234,7 +234,7 @@ def dissipation_parts(
                 both = (force[..., k, :] @ e) * (step[..., k, :] @ b)
                 parts += weights[:, k, None].to(z) * both.mean(0)
     work = found - model.reference.log_prob(z)
-    return parts / (n_paths // 2), (weights * work).sum(-1), contrast.evidence(found)
+    return parts / (n_paths // 2), (weights * work).sum(-1), contrast.evidence(model.pooled(found, z))
 
 
 def frozen_evidence(
@@ -266,6 +266,7 @@ def frozen_evidence(
         if model.denoiser is not None:
             steps = dissipation(model, z, levels.to(z.device), lambda step: draws[step].to(z), pair_of_classes)
             found = found + torch.stack(list(steps)).sum(0).mean(0)
+        found = model.pooled(found, z, classes=pair_of_classes)
         return contrast.evidence(found) if pair_of_classes is None else found[..., 0] - found[..., 1]
 
     return evidence
@@ -341,7 +342,7 @@ def attribute(
         Attribute the evidence that is left at this noise level, see :func:`frozen_evidence`.
     """
     to_points: Evidence = torch.nn.Identity()
-    baseline = baseline_of(model.reference, contrast, encoded)
+    baseline = baseline_of(model, contrast, encoded)
     if encoded is not None:
         z, to_points = encoded.cells, encoded.to_points
     n_draws = 1 if model.denoiser is None and level is None else n_paths // 2
@@ -355,17 +356,18 @@ def attribute(
 
 
 def baseline_of(
-    reference: GaussianReference, contrast: Contrast | ValueContrast, encoded: Encoded | None = None
+    model: ConditionalDiffusion, contrast: Contrast | ValueContrast, encoded: Encoded | None = None
 ) -> Tensor:
-    """Where neither side is favoured by the reference, between the means of the sides; before the encoder if there is one."""
+    """Where neither side is favoured by reference and readout, between the means of the sides; before the encoder if there is one."""
+
+    def evidence(z: Tensor, contrast: Contrast | ValueContrast) -> Tensor:
+        return contrast.evidence(model.pooled(model.reference.log_prob(z), z))
+
     if encoded is None:
         one, inverse = contrast.distinct()
-        points = neutral_points(lambda z: one.evidence(reference.log_prob(z)), *one.means(reference))
-        return points[inverse]
-    start, end = (encoded.decode(mean) for mean in contrast.means(reference))
-    return neutral_points(
-        lambda x: contrast.evidence(reference.log_prob(encoded.to_points(x.to(torch.float32)))), start, end
-    )
+        return neutral_points(lambda z: evidence(z, one), *one.means(model.reference))[inverse]
+    start, end = (encoded.decode(mean) for mean in contrast.means(model.reference))
+    return neutral_points(lambda x: evidence(encoded.to_points(x.to(torch.float32)), contrast), start, end)
 
 
 def _composed(evidence: Evidence, to_points: Evidence, inputs: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ Array = NDArray[np.float64]
 TEMPERATURE_BOUNDS = (0.1, 3.0)
 _BOUNDS_OF_VALUES = (0.1, 10.0)
 _LOG_TEMPERATURE_SD = 0.5
+_LOG_WEIGHT_SD = 1.0
 _OFFSET_SD = 0.3  # nats
 _MOST_ITERATIONS = 1000
 _MOST_WEIGHT = 5.0
@@ -78,25 +79,50 @@ def fit_calibration(log_likelihood: ArrayLike, log_prior: ArrayLike, y: ArrayLik
     -------
     The temperature, and the offsets in nats, ``(n_classes,)``.
     """
-    values, log_prior, y = np.asarray(log_likelihood, dtype=np.float64), np.asarray(log_prior), np.asarray(y)
-    rows, counts = np.arange(len(y)), np.bincount(y, minlength=values.shape[1])
+    weights, offsets = fit_pool([log_likelihood], log_prior, y)
+    return float(weights[0]), offsets
+
+
+def fit_pool(experts: Sequence[ArrayLike], log_prior: ArrayLike, y: ArrayLike) -> tuple[Array, Array]:
+    r"""Weights of a logarithmic opinion pool, and class offsets, as in :func:`fit_calibration`.
+
+    The calibrated log-likelihood is :math:`\sum_e w_e \log p_e(x \mid c) + b_c`. The prior of the weights is log-normal around equal ones that sum
+    to one, with a standard deviation of one (of a single expert, .5): no expert is ruled out by a handful of cells. Source: Genest and Zidek 1986.
+
+    Parameters
+    ----------
+    experts
+        Log-likelihoods of every expert, up to a number per cell, nats, each of shape ``(n, n_classes)``.
+    log_prior, y
+        As in :func:`fit_calibration`.
+
+    Returns
+    -------
+    Weights, all positive, ``(n_experts,)``, and the offsets in nats, ``(n_classes,)``.
+    """
+    log_prior, y, n = np.asarray(log_prior), np.asarray(y), len(experts)
+    values = np.stack([np.asarray(expert, dtype=np.float64) for expert in experts])
+    rows, n_classes = np.arange(len(y)), values.shape[2]
+    counts = np.bincount(y, minlength=n_classes)
     ratio = np.clip(np.exp(log_prior) * len(y) / np.maximum(counts, 1), 1 / _MOST_WEIGHT, _MOST_WEIGHT)
-    weights = ratio[y] * len(y) / ratio[y].sum()
-    expected = np.bincount(y, weights=weights, minlength=values.shape[1])
-    values = values - values[rows, y][:, None]  # relative to the true class, which changes nothing
+    of_cell = ratio[y] * len(y) / ratio[y].sum()
+    expected = np.bincount(y, weights=of_cell, minlength=n_classes)
+    values = values - values[:, rows, y][:, :, None]  # relative to the true class, which changes nothing
+    center, sd, (low, high) = -np.log(n), _LOG_TEMPERATURE_SD if n == 1 else _LOG_WEIGHT_SD, TEMPERATURE_BOUNDS
 
     def objective(parameters: Array) -> tuple[float, Array]:
-        log_t, offsets = parameters[0], parameters[1:]
-        log_p = log_posterior(values, log_prior + offsets, np.exp(log_t))
-        p = np.exp(log_p)
-        penalty = 0.5 * ((log_t / _LOG_TEMPERATURE_SD) ** 2 + (offsets / _OFFSET_SD) @ (offsets / _OFFSET_SD))
-        slope = np.exp(log_t) * (weights @ (p * values).sum(1)) + log_t / _LOG_TEMPERATURE_SD**2
-        gradient = np.concatenate([[slope], weights @ p - expected + offsets / _OFFSET_SD**2])
-        return -weights @ log_p[rows, y] + penalty, gradient
+        logs, offsets = parameters[:n], parameters[n:]
+        log_p = log_posterior(np.tensordot(np.exp(logs), values, 1), log_prior + offsets)
+        p, deviation = np.exp(log_p), (logs - center) / sd
+        penalty = 0.5 * (deviation @ deviation + offsets @ offsets / _OFFSET_SD**2)
+        slope = np.exp(logs) * ((p * values).sum(2) @ of_cell) + deviation / sd
+        gradient = np.concatenate([slope, of_cell @ p - expected + offsets / _OFFSET_SD**2])
+        return -of_cell @ log_p[rows, y] + penalty, gradient
 
-    bounds = [tuple(np.log(TEMPERATURE_BOUNDS)), *[(None, None)] * values.shape[1]]
-    found = minimize(objective, np.zeros(1 + values.shape[1]), jac=True, method="L-BFGS-B", bounds=bounds, tol=1e-10)
-    return float(np.clip(np.exp(found.x[0]), *TEMPERATURE_BOUNDS)), found.x[1:]
+    bounds = [(np.log(low / n**2), np.log(high))] * n + [(None, None)] * n_classes
+    start = np.concatenate([np.full(n, center), np.zeros(n_classes)])
+    found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, tol=1e-10)
+    return np.clip(np.exp(found.x[:n]), low / n**2, high), found.x[n:]
 
 
 def fit_temperature(loss: Callable[[float], float], n: int) -> float:

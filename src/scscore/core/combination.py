@@ -9,6 +9,7 @@ import torch
 
 from scscore.core.denoiser import Ensemble, ResidualDenoiser
 from scscore.core.diffusion import ConditionalDiffusion
+from scscore.core.readout import LinearReadout
 from scscore.core.reference import GaussianReference
 
 
@@ -25,7 +26,7 @@ def with_combinations(model: ConditionalDiffusion, pairs: list[Pair], control: i
     The Gaussian of a combination has the mean :math:`\mu_a + \mu_b - \mu_0` (0: control) and the mean covariance of the two. Cells that escaped one of
     the two, or both, stay at the components of the other, or of control: with the weights :math:`A` of the reference, the combination has
     the weight :math:`A_{aa} A_{bb}` on its own component, :math:`A_{aa} A_{b0}` on that of `a`, :math:`A_{a0} A_{bb}` on that of `b` and
-    :math:`A_{a0} A_{b0}` on that of control, normalised. Embeddings add up like means.
+    :math:`A_{a0} A_{b0}` on that of control, normalised. Embeddings and the weights of the readout add up like means.
 
     Parameters
     ----------
@@ -50,7 +51,17 @@ def with_combinations(model: ConditionalDiffusion, pairs: list[Pair], control: i
         film = member.class_film.detach()
         added = [film[a] + film[b] - film[control] for a, b in pairs]
         member.class_film = torch.nn.Parameter(torch.cat([film, torch.stack(added)]))
-    return ConditionalDiffusion(model.schedule, reference, denoiser).eval()
+    readout = None if model.readout is None else _combined_readout(model.readout, pairs, control)
+    return ConditionalDiffusion(model.schedule, reference, denoiser, readout).eval()
+
+
+def _combined_readout(readout: LinearReadout, pairs: list[Pair], control: int) -> LinearReadout:
+    first, second = (torch.tensor(part) for part in zip(*pairs, strict=True))
+    weight, bias = (
+        torch.cat([value, value[first] + value[second] - value[control]]) for value in (readout.weight, readout.bias)
+    )
+    never = torch.full((len(pairs),), -torch.inf, dtype=torch.float64)  # what was fitted knows nothing of them
+    return LinearReadout(weight, bias, readout.exponent, torch.cat([readout.log_prior, never]))
 
 
 def _combined_reference(reference: GaussianReference, pairs: list[Pair], control: int) -> GaussianReference:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from scscore.core.readout import LinearReadout
 from scscore.core.reference import GaussianReference
 from scscore.core.schedule import NoiseSchedule, broadcastable_level
 
@@ -24,15 +25,22 @@ class ConditionalDiffusion(nn.Module):
     denoiser
         What gives the residual, ``denoiser(z, lam, classes)``: a trained :class:`~scscore.core.denoiser.ResidualDenoiser`, an
         exact residual (:mod:`scscore.core.analytic`), or ``None``.
+    readout
+        A classifier that is pooled with the log-likelihoods of the classes, or ``None``. Scores, samples and energies are without it.
     """
 
     def __init__(
-        self, schedule: NoiseSchedule, reference: GaussianReference, denoiser: nn.Module | None = None
+        self,
+        schedule: NoiseSchedule,
+        reference: GaussianReference,
+        denoiser: nn.Module | None = None,
+        readout: LinearReadout | None = None,
     ) -> None:
         super().__init__()
         self.schedule = schedule
         self.reference = reference
         self.denoiser = denoiser
+        self.readout = readout
 
     @property
     def n_classes(self) -> int:
@@ -43,6 +51,19 @@ class ConditionalDiffusion(nn.Module):
     def n_features(self) -> int:
         """Dimension of the space."""
         return self.reference.n_features
+
+    @property
+    def density(self) -> ConditionalDiffusion:
+        """The same model without its readout."""
+        return ConditionalDiffusion(self.schedule, self.reference, self.denoiser)
+
+    def pooled(
+        self, log_likelihood: Tensor, z: Tensor, *, lam: Tensor | None = None, classes: Tensor | None = None
+    ) -> Tensor:
+        """Log-likelihoods pooled with the readout, up to a number that all classes share; see :meth:`LinearReadout.pooled`."""
+        if self.readout is None:
+            return log_likelihood
+        return self.readout.pooled(log_likelihood, z, lam=lam, classes=classes)
 
     def eps_and_residual(self, z: Tensor, lam: Tensor, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The reference's noise prediction and the residual.

@@ -107,7 +107,7 @@ def evidence_by_level(model: ConditionalDiffusion, z: Tensor, levels: Tensor, dr
 
     At level :math:`\lambda_i` it is :math:`\log p_{\mathrm{ref},\lambda_i}(z_i \mid c)` plus the increments of all jumps that are
     noisier: the log-likelihood of the noised cell, up to a number that all classes share (derivation page, *Evidence by
-    noise level*). Arguments as in :func:`dissipation`.
+    noise level*), pooled with the readout where the model has one. Arguments as in :func:`dissipation`.
 
     Returns
     -------
@@ -120,11 +120,12 @@ def evidence_by_level(model: ConditionalDiffusion, z: Tensor, levels: Tensor, dr
         for (point, following), (lam, lam_next) in jumps
     ]
     noisier = torch.zeros_like(increments[0])
-    out = [model.reference.log_prob(path[-1], levels[-1])]
+    found = model.reference.log_prob(path[-1], levels[-1])
+    out = [model.pooled(found, path[-1], lam=levels[-1])]
     for point, lam, increment in zip(path[-2::-1], levels.flip(0)[1:], increments[::-1], strict=True):
         noisier = noisier + increment
-        out.append(model.reference.log_prob(point, lam) + noisier)
-    out.append(model.reference.log_prob(z) + noisier)
+        out.append(model.pooled(model.reference.log_prob(point, lam) + noisier, point, lam=lam))
+    out.append(model.pooled(model.reference.log_prob(z) + noisier, z))
     return torch.stack(out)
 
 

@@ -104,7 +104,7 @@ def choose_effort(
         return by_loss, _CANDIDATES[0]
 
     def posterior(schedule: NoiseSchedule, n_steps: int) -> Array:
-        tried = ConditionalDiffusion(schedule, model.reference, model.denoiser)
+        tried = ConditionalDiffusion(schedule, model.reference, model.denoiser, model.readout)
         with torch.inference_mode():
             found = log_likelihood(tried, z, noise=NoiseStream(seed), n_steps=n_steps, n_paths=n_paths)
         values = found.mean.cpu().numpy()

@@ -20,6 +20,7 @@ from scscore.core.diffusion import ConditionalDiffusion
 from scscore.core.direct import DirectNetwork, DirectPosterior
 from scscore.core.effort import choose_effort
 from scscore.core.held_out import HeldOut, HeldOutValues
+from scscore.core.readout import ReadoutChoice, ReadoutRun, choose_readout, fit_readout
 from scscore.core.reference import GaussianReference
 from scscore.core.reference_fit import (
     INFLATIONS,
@@ -57,6 +58,8 @@ class FitOutcome:
         Calibration of the posterior, fitted to the validation cells.
     reference
         How the reference was chosen.
+    readout
+        What was chosen for the readout; ``None`` without one.
     steps, training_loss, validation_loss
         Course of the validation runs, averaged: steps made, training loss, and negative log posterior of the validation
         cells (nats per cell). The first entry is the reference alone.
@@ -76,6 +79,7 @@ class FitOutcome:
     temperature: float
     offsets: tuple[float, ...]
     reference: ReferenceFit
+    readout: ReadoutChoice | None
     steps: list[int]
     training_loss: list[float]
     validation_loss: list[float]
@@ -188,8 +192,9 @@ def fit_conditional_diffusion(
         return train(model, z, labels(y), prior, **{"config": config, **common, **trainer, **more})
 
     results: list[TrainingResult] = []
-    volumes: list[float] = []
+    whitenings: list[Whitening] = []
     truths: list[NDArray[np.integer]] = []
+    watched_rows: list[NDArray[np.integer]] = []
     depths: list[Array] = []
     n_train, n_watched = 0, _ENOUGH_VALIDATION_CELLS
     n_runs = len(validation) if every_split else min(len(validation), _MAX_VALIDATION_RUNS)
@@ -204,15 +209,16 @@ def fit_conditional_diffusion(
         held_out = whitening(torch.from_numpy(fold.x_held_out[watched])), labels(fold.y_held_out[watched])
         model = untrained(reference, z, seed)
         name = f"validation {i + 1}"
-        volumes.append(whitening.log_abs_det)
+        whitenings.append(whitening)
         results.append(run(name, model, z, fold.y_train, validation=held_out, n_steps=n_steps, n_paths=n_paths))
         truths.append(fold.y_held_out[watched])
+        watched_rows.append(watched)
         if validation_depth is not None:
             depths.append(validation_depth[i][watched])
         n_train += len(z)
 
     n_checks = min(len(result.steps) for result in results)
-    sizes = [len(truth) for truth in truths]
+    sizes, volumes = [len(truth) for truth in truths], [whitening.log_abs_det for whitening in whitenings]
     validation_loss = np.average([result.validation_loss[:n_checks] for result in results], axis=0, weights=sizes)
     if n_classes == 1:  # a log density, which is that of the representation
         validation_loss -= np.average(volumes, weights=sizes)
@@ -222,6 +228,19 @@ def fit_conditional_diffusion(
     if grid is not None:
         held_out_log_likelihood = held_out_log_likelihood @ grid.to_bins
     truth = np.concatenate(truths)
+    choice: ReadoutChoice | None = None
+    if grid is None and n_classes > 1 and config.discriminative_weight:
+        runs = [
+            ReadoutRun(
+                whitening, fold.x_train, fold.y_train, fold.x_held_out[rows], truth, run.log_likelihood[best].numpy()
+            )
+            for whitening, fold, rows, truth, run in zip(
+                whitenings, validation, watched_rows, truths, results, strict=False
+            )
+        ]
+        choice = choose_readout(runs, log_prior)
+    if choice is not None:
+        held_out_log_likelihood = np.concatenate([_read_out(run, choice, log_prior) for run in runs])
     depth = np.concatenate(depths) if depths else None
     judged = _judge if grid is None else partial(_judge_values, grid=grid)
     temperature, offsets, nll, accuracy = judged(held_out_log_likelihood, log_prior, truth)
@@ -241,6 +260,9 @@ def fit_conditional_diffusion(
     final = members[0] if members else ConditionalDiffusion(schedule, chosen.reference)
     if len(members) > 1:
         final.denoiser = Ensemble([member.denoiser for member in members])  # type: ignore[misc]
+    readout = None if choice is None else fit_readout(x, y, chosen.whitening, choice, log_prior)
+    if isinstance(final, ConditionalDiffusion):
+        final.readout = readout
     final.eval()
     n_jumps = n_steps
     if isinstance(final, ConditionalDiffusion):
@@ -258,6 +280,7 @@ def fit_conditional_diffusion(
         temperature=temperature,
         offsets=offsets,
         reference=chosen,
+        readout=choice,
         steps=results[0].steps[:n_checks],
         training_loss=training_loss.tolist(),
         validation_loss=validation_loss.tolist(),
@@ -268,6 +291,13 @@ def fit_conditional_diffusion(
         held_out=HeldOut.of(held_out_log_likelihood, truth, depth) if grid is None else None,
         held_out_values=None if grid is None else HeldOutValues.of(held_out_log_likelihood, truth, depth),
     )
+
+
+def _read_out(run: ReadoutRun, choice: ReadoutChoice, log_prior: Array) -> Array:
+    """Log-likelihoods of the held-out cells of a run, pooled with a readout of its training cells."""
+    readout = fit_readout(run.x_train, run.y_train, run.whitening, choice, log_prior)
+    z = run.whitening(torch.from_numpy(run.x_held_out))
+    return readout(torch.from_numpy(run.log_likelihood), z).numpy()
 
 
 def _judge(

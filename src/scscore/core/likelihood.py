@@ -123,7 +123,8 @@ def log_likelihood(
     Parameters
     ----------
     model
-        The conditional diffusion model, in evaluation mode. Of its twin without a density the ratio to log p(y) is given.
+        The conditional diffusion model, in evaluation mode; its readout, if it has one, is pooled with the log-likelihoods. Of the twin without a density
+        the ratio to log p(y) is given.
     z
         Clean points, shape ``(n, n_features)``.
     noise
@@ -154,6 +155,31 @@ def log_likelihood(
         raise ValueError(f"estimator must be one of {list(ESTIMATORS)}, got {estimator!r}.")
     if n_paths < 2 or n_paths % 2:
         raise ValueError(f"n_paths must be a positive even number (antithetic pairs), got {n_paths}.")
+    found = _of_density(
+        model,
+        z,
+        noise=noise,
+        estimator=estimator,
+        n_steps=n_steps,
+        n_paths=n_paths,
+        start=start,
+        stopping=stopping,
+    )
+    return LogLikelihood(_read_out(model, found.paths, z), found.exact)
+
+
+def _of_density(
+    model: ConditionalDiffusion,
+    z: Tensor,
+    *,
+    noise: NoiseStream,
+    estimator: Estimator,
+    n_steps: int,
+    n_paths: int,
+    start: int,
+    stopping: Stopping | None,
+) -> LogLikelihood:
+    """The log-likelihoods without the readout, which only decides when to stop."""
     if estimator == "flow":
         return flow_log_likelihood(model, z, n_steps=n_steps, noise=noise, n_probes=n_paths, start=start)
     reference = model.reference.log_prob(z)
@@ -177,7 +203,8 @@ def log_likelihood(
         n_done = n_next
         if stopping is None or n_done == n_paths // 2:
             return LogLikelihood(paths)
-        settled, hopeless = stopping.settled(paths[:n_done, :, active].mean(1).cpu().numpy())
+        draws = _read_out(model, paths[:n_done, :, active], z[active]).mean(1)
+        settled, hopeless = stopping.settled(draws.cpu().numpy())
         wanted[active] &= torch.from_numpy(~hopeless).to(z.device)
         active = active[~settled]
         if not len(active):
@@ -195,7 +222,7 @@ def flow_log_likelihood(
     start: int = 0,
     classes: Tensor | None = None,
 ) -> LogLikelihood:
-    """Log-likelihood by the probability flow, of all or of some classes.
+    """Log-likelihood by the probability flow, of all or of some classes, without the readout.
 
     Parameters
     ----------
@@ -219,6 +246,14 @@ def flow_log_likelihood(
     rows = start + np.arange(len(z))
     probes = torch.stack([noise.normal(rows, model.n_features, pair=i, step=0).sign() for i in range(n_probes)])
     return LogLikelihood((reference + flow(model, z, levels, classes=classes, probes=probes))[:, None])
+
+
+def _read_out(model: ConditionalDiffusion, paths: Tensor, z: Tensor) -> Tensor:
+    """Paths ``(n_draws, size, n, n_classes)`` pooled with the readout; one that was not made counts as the mean of its class."""
+    if model.readout is None:
+        return paths
+    made = paths.isfinite()
+    return torch.where(made, model.readout(torch.where(made, paths, paths.nanmean((0, 1))), z), torch.nan)
 
 
 def _with_draws(paths: Tensor, n_draws: int) -> Tensor:

@@ -17,6 +17,7 @@ from scscore.core.denoiser import Ensemble, ResidualDenoiser
 from scscore.core.diffusion import ConditionalDiffusion
 from scscore.core.direct import DirectNetwork, DirectPosterior
 from scscore.core.held_out import HeldOut, HeldOutValues
+from scscore.core.readout import LinearReadout
 from scscore.core.reference import GaussianReference
 from scscore.core.reference_fit import Whitening
 from scscore.core.schedule import NoiseSchedule
@@ -38,6 +39,7 @@ def model_tensors(model: ScoreModel) -> Tensors:
         "whitening": model.whitening,
         "reference": getattr(model.engine, "reference", None),
         "denoiser": model.engine.denoiser,
+        "readout": getattr(model.engine, "readout", None),
     }
     tensors = {
         f"{prefix}.{name}": value.detach().cpu().numpy()
@@ -155,7 +157,8 @@ def _engine(
     elif shape is not None:
         means = reference.class_means
         denoiser = _network(shape, weights, lambda part, one: ResidualDenoiser(means, part["scale"], **one))
-    return ConditionalDiffusion(NoiseSchedule(**metadata["schedule"]), reference, denoiser)
+    readout = LinearReadout(**stored) if (stored := part("readout.")) else None
+    return ConditionalDiffusion(NoiseSchedule(**metadata["schedule"]), reference, denoiser, readout)
 
 
 def _network(

@@ -149,13 +149,14 @@ def energy(
     torch_device = usable_device(device)
 
     weights, noise = torch.from_numpy(log_prior).to(torch_device), NoiseStream(seed)
+    density = model.diffusion.density
     values = np.zeros((adata.n_obs, 3), dtype=np.float64)  # energy, standard error, gap
     for rows, z in model.points(
         adata, layer=layer, batch_size=batch_size, device=torch_device, progress=progress, description="energy"
     ):
         with torch.no_grad():
             found = log_likelihood(
-                model.diffusion, z, noise=noise, estimator=estimator, n_steps=n_steps, n_paths=n_paths, start=rows.start
+                density, z, noise=noise, estimator=estimator, n_steps=n_steps, n_paths=n_paths, start=rows.start
             )
             joint = found.mean + weights
             values[rows, 0] = -joint.logsumexp(-1).cpu().numpy()
@@ -164,13 +165,11 @@ def energy(
                 best = joint.argmax(-1, keepdim=True)
                 along = found.mean.gather(-1, best)
                 if estimator == "flow":
-                    paths = log_likelihood(
-                        model.diffusion, z, noise=noise, n_steps=n_steps, n_paths=n_paths, start=rows.start
-                    )
+                    paths = log_likelihood(density, z, noise=noise, n_steps=n_steps, n_paths=n_paths, start=rows.start)
                     difference = along - paths.mean.gather(-1, best)
                 else:
                     by_flow = flow_log_likelihood(
-                        model.diffusion,
+                        density,
                         z,
                         n_steps=_FLOW_STEPS,
                         noise=noise,

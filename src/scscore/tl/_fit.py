@@ -350,10 +350,12 @@ def fit(
                 "nll": outcome.reference.nll,
                 "accuracy": outcome.reference.accuracy,
             },
+            "readout": None if outcome.readout is None else outcome.readout._asdict(),
             "unit_variance": encoded.unit_variance,
             "n_steps_trained": outcome.n_steps,
             "validation_nll": outcome.validation_nll,
             "validation_nll_reference": outcome.validation_loss[0],
+            "validation_nll_diffusion": min(outcome.validation_loss),
             "validation_accuracy": outcome.validation_accuracy,
         }
     )

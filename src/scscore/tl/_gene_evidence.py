@@ -44,8 +44,10 @@ class EvidenceSplit:
         self.model, self.genes, self.device = model, genes, device
         self.native, self.n_segments = method == "dissipation", effort.pop("n_segments")
         self.effort: dict[str, Any] = effort
-        # what is integrated: the whole evidence, or the part of the closed-form reference
-        self.integrated = ConditionalDiffusion(diffusion.schedule, diffusion.reference) if self.native else diffusion
+        # what is integrated: the whole evidence, or the part of the closed-form reference and the readout
+        self.integrated = diffusion
+        if self.native:
+            self.integrated = ConditionalDiffusion(diffusion.schedule, diffusion.reference, readout=diffusion.readout)
         if self.native and not isinstance(genes, LinearGenes):
             raise ValueError("method='dissipation' needs an encoder that is linear; use 'integrated_gradients'.")
         self.maps: list[torch.Tensor] = []
