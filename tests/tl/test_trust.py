@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
+from scipy.special import logsumexp
 
 import scscore as scs
 
@@ -142,3 +145,28 @@ def test_sets_that_are_missing_are_named():
     scs.tl.classify(cells, exact, progress=False)
     with pytest.raises(KeyError, match="scscore_prediction_set"):
         scs.get.prediction_sets(cells)
+
+
+def test_the_readout_is_part_of_a_fitted_model(tmp_path: Path):
+    """It changes posteriors and log-ratios, not log p(x); a generative fit has none; a stored model keeps it."""
+    cells = scs.datasets.toy_gaussians(n_obs=400)
+    model = scs.tl.fit(cells, "class", use_rep="X_toy", max_epochs=1, progress=False)
+    assert "linear classifier" in model.summary() and model.params["readout"]["of_diffusion"] > 0
+    scs.tl.classify(cells, model, progress=False)
+    bare = copy.copy(model)
+    bare.diffusion = model.diffusion.density
+    without = cells.copy()
+    scs.tl.classify(without, bare, progress=False)
+    log_prior = model.log_prior()
+    pooled, alone = (np.asarray(a.obsm["scscore_log_likelihood"], np.float64) for a in (cells, without))
+    np.testing.assert_allclose(logsumexp(pooled + log_prior, axis=1), logsumexp(alone + log_prior, axis=1), atol=1e-4)
+    assert np.abs((pooled - pooled[:, :1]) - (alone - alone[:, :1])).max() > 0.01
+    scs.tl.energy(cells, model, n_steps=4, progress=False)
+    scs.tl.energy(without, bare, n_steps=4, progress=False)
+    np.testing.assert_array_equal(cells.obs["scscore_energy"], without.obs["scscore_energy"])
+    model.save(tmp_path / "model")
+    again = cells.copy()
+    scs.tl.classify(again, scs.load(tmp_path / "model"), progress=False)
+    np.testing.assert_array_equal(again.obsm["scscore_posterior"], cells.obsm["scscore_posterior"])
+    generative = scs.tl.fit(cells, "class", use_rep="X_toy", objective="generative", max_epochs=1, progress=False)
+    assert generative.diffusion.readout is None and generative.params["readout"] is None

@@ -27,10 +27,11 @@ from scscore.core.reference_fit import Whitening
 from scscore.core.schedule import NoiseSchedule
 from scscore.core.thinning import evenly_spread
 
-INVERSE_PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-"""Those of the classifier that are compared, for features of unit mean variance."""
+PENALTIES = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
+"""Those of the classifier that are compared: factors on half its squared weights beside the mean loss of a cell, for features of unit mean variance."""
 _ENOUGH_CELLS = 10_000  # for the choice of the penalty
 _MOST_ITERATIONS = 300
+_NEGLIGIBLE = 2.0  # nats, of all held-out cells together
 
 
 class LinearReadout(nn.Module):
@@ -105,13 +106,13 @@ class ReadoutChoice(NamedTuple):
 
     Attributes
     ----------
-    inverse_penalty, whitened
+    penalty, whitened
         Of the classifier, and whether the features are whitened before it.
     of_diffusion, of_classifier
         Weights in the pool.
     """
 
-    inverse_penalty: float
+    penalty: float
     whitened: bool
     of_diffusion: float
     of_classifier: float
@@ -121,7 +122,7 @@ def choose_readout(runs: Sequence[ReadoutRun], log_prior: Array) -> ReadoutChoic
     """Penalty and weights with the lowest negative log posterior of held-out cells.
 
     Features are penalised as they are, so that components of little variance count little, or whitened; whichever is better. Of the penalties
-    within one standard error of the best, the strongest is taken.
+    within one standard error (or two nats in all) of the best, the strongest is taken.
 
     Parameters
     ----------
@@ -134,18 +135,19 @@ def choose_readout(runs: Sequence[ReadoutRun], log_prior: Array) -> ReadoutChoic
     y, values = (np.concatenate(part) for part in zip(*((r.y_held_out, r.log_likelihood) for r in runs), strict=True))
     found: list[tuple[ReadoutChoice, Array]] = []
     for whitened in (True, False):
-        paths = [_classifiers(run, n_classes, INVERSE_PENALTIES, whitened=whitened) for run in runs]
-        for i, inverse_penalty in enumerate(INVERSE_PENALTIES):
+        paths = [_classifiers(run, n_classes, PENALTIES, whitened=whitened) for run in runs]
+        for i, penalty in enumerate(PENALTIES):
             of_runs = [_logits(run.x_held_out, run.whitening, path[i]) for run, path in zip(runs, paths, strict=True)]
             linear = np.concatenate(of_runs)
             weights, offsets = fit_pool([values, linear], log_prior, y)
             log_p = log_posterior(weights[0] * values + weights[1] * linear, log_prior + offsets)
-            choice = ReadoutChoice(inverse_penalty, whitened, *weights.tolist())
+            choice = ReadoutChoice(penalty, whitened, *weights.tolist())
             found.append((choice, -log_p[np.arange(len(y)), y]))
     best, lowest = min(found, key=lambda pair: pair[1].mean())
     for choice, losses in found:  # from the strongest penalty
         difference = losses - lowest
-        if choice.whitened == best.whitened and difference.mean() <= difference.std() / np.sqrt(len(difference)):
+        chance = max(float(difference.std()) * np.sqrt(len(difference)), _NEGLIGIBLE)
+        if choice.whitened == best.whitened and difference.sum() <= chance:
             break
     return choice
 
@@ -155,9 +157,7 @@ def fit_readout(
 ) -> LinearReadout:
     """The readout of chosen penalty and weights, with the classifier fitted to cells ``(n, n_features)``."""
     run = ReadoutRun(whitening, x, y, x[:0], y[:0], x[:0])
-    ((weight, bias),) = _classifiers(
-        run, len(log_prior), [choice.inverse_penalty], whitened=choice.whitened, at_most=None
-    )
+    ((weight, bias),) = _classifiers(run, len(log_prior), [choice.penalty], whitened=choice.whitened, at_most=None)
     scale = choice.of_classifier
     parts = scale * weight, scale * bias, np.asarray(choice.of_diffusion), log_prior
     return LinearReadout(*(torch.from_numpy(part) for part in parts))
@@ -171,7 +171,7 @@ def _logits(x: Array, whitening: Whitening, classifier: tuple[Array, Array]) -> 
 def _classifiers(
     run: ReadoutRun,
     n_classes: int,
-    inverse_penalties: Sequence[float],
+    penalties: Sequence[float],
     *,
     whitened: bool,
     at_most: int | None = _ENOUGH_CELLS,
@@ -185,10 +185,10 @@ def _classifiers(
     present, counts = np.unique(y, return_counts=True)
     model = LogisticRegression(max_iter=_MOST_ITERATIONS, tol=1e-4, warm_start=True)
     out = []
-    for inverse_penalty in inverse_penalties:
+    for penalty in penalties:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a classifier that stops early is a smoother one
-            model.set_params(C=inverse_penalty).fit((features - mean) / scale, y)
+            model.set_params(C=1 / (penalty * len(y))).fit((features - mean) / scale, y)
         own, intercept = model.coef_ / scale, model.intercept_
         if len(present) == 2:
             own, intercept = np.concatenate([-own / 2, own / 2]), np.concatenate([-intercept / 2, intercept / 2])

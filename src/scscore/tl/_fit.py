@@ -89,7 +89,7 @@ def fit(
     with raw counts, another gene order or missing genes. The count total, whether genes are brought to unit variance,
     the number of components and the amount of class-specific covariance are chosen by cross-validation in which the
     encoder is refitted too; the number of
-    training steps and the temperature come from validation cells; the final model is fitted on all cells.
+    training steps, the weights of the readout and the calibration come from validation cells; the final model is fitted on all cells.
 
     Parameters
     ----------
@@ -136,7 +136,8 @@ def fit(
         Class prior of the posterior: ``"train"`` (class frequencies), ``"uniform"``, a mapping or an array. It can be replaced
         in :func:`scscore.tl.classify`. With a continuous target, a density over it: ``"train"``, ``"uniform"``, or an array over the bins.
     objective
-        ``"hybrid"`` adds the cross-entropy of the class posterior to the generative loss; ``"generative"`` leaves it out. ``"direct"``, for
+        ``"hybrid"`` adds the cross-entropy of the class posterior to the generative loss, and pools the log-likelihoods of the classes with a linear
+        classifier of the same features; ``"generative"`` does neither: a density per class and nothing else. ``"direct"``, for
         continuous targets, is a network for p(y given x) alone: faster, without densities, novelty and attributions.
     n_members
         Train so many networks on all cells, from different random numbers, and use their mean. Fitting and classifying take that

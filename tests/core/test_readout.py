@@ -1,0 +1,259 @@
+"""Known truths of the readout: what it leaves alone, what it is at every noise level, and which weights data ask for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from scscore.core.attribution import Contrast, frozen_evidence
+from scscore.core.calibration import Array, fit_pool, log_posterior, negative_log_likelihood
+from scscore.core.combination import Pair, with_combinations
+from scscore.core.denoiser import ResidualDenoiser
+from scscore.core.diffusion import ConditionalDiffusion
+from scscore.core.dissipation import evidence_by_level
+from scscore.core.likelihood import log_likelihood
+from scscore.core.readout import LinearReadout, ReadoutChoice, ReadoutRun, choose_readout, fit_readout
+from scscore.core.reference import GaussianReference
+from scscore.core.reference_fit import Whitening, pooled_whitening
+from scscore.core.schedule import NoiseSchedule
+from scscore.core.stopping import Stopping
+from scscore.core.trajectories import NoiseStream
+
+N_FEATURES, N_CLASSES = 5, 4
+
+
+def readout(seed: int = 0, exponent: float = 0.4) -> LinearReadout:
+    generator = torch.Generator().manual_seed(seed)
+    weight, bias = (
+        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((N_CLASSES, N_FEATURES), N_CLASSES)
+    )
+    return LinearReadout(weight, bias, torch.tensor(exponent), torch.tensor([0.4, 0.3, 0.2, 0.1]).log())
+
+
+def diffusion(*, trained: bool = True) -> ConditionalDiffusion:
+    """Four Gaussians and a network with random weights, which is a density ratio like any other."""
+    generator = torch.Generator().manual_seed(3)
+    means = 2 * torch.randn(N_CLASSES, N_FEATURES, generator=generator)
+    overlap = 0.85 * torch.eye(N_CLASSES) + 0.15 / N_CLASSES
+    reference = GaussianReference(means, overlap / overlap.sum(1, keepdim=True))
+    if not trained:
+        return ConditionalDiffusion(NoiseSchedule(), reference).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = ResidualDenoiser(reference.class_means, torch.ones(N_FEATURES))
+        torch.nn.init.normal_(network.output.weight, std=0.1)
+    return ConditionalDiffusion(NoiseSchedule(), reference, network).eval()
+
+
+def points(n: int = 60) -> torch.Tensor:
+    return 2 * torch.randn(n, N_FEATURES, generator=torch.Generator().manual_seed(1))
+
+
+def with_readout(model: ConditionalDiffusion, readout: LinearReadout) -> ConditionalDiffusion:
+    return ConditionalDiffusion(model.schedule, model.reference, model.denoiser, readout).eval()
+
+
+def test_log_p_of_x_stays_and_the_posterior_is_that_of_the_pool():
+    head, z = readout(), points()
+    before = diffusion(trained=False).reference.log_prob(z)
+    after = head(before, z)
+    torch.testing.assert_close(
+        (after + head.log_prior).logsumexp(-1), (before + head.log_prior).logsumexp(-1), rtol=0, atol=1e-5
+    )
+    pool = 0.4 * before + z.to(torch.float64) @ head.weight.T + head.bias
+    torch.testing.assert_close(
+        (after + head.log_prior).softmax(-1), (pool + head.log_prior).softmax(-1), atol=1e-6, rtol=0
+    )
+
+
+@pytest.mark.parametrize("estimator", ["dissipation", "elbo", "flow"])
+def test_every_estimator_is_read_out(estimator: str):
+    model, z, head = diffusion(), points(7), readout()
+    options = {"noise": NoiseStream(0), "n_steps": 4, "n_paths": 2, "estimator": estimator}
+    bare, found = (log_likelihood(m, z, **options) for m in (model, with_readout(model, head)))
+    ratio = found.mean - found.mean[:, :1]
+    expected = head.pooled(bare.mean, z)
+    torch.testing.assert_close(ratio.detach(), (expected - expected[:, :1]).detach(), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("lam", [-3.0, 0.0, 4.0])
+def test_the_linear_part_of_a_noised_point_is_the_log_ratio_of_two_noised_gaussians(lam: float):
+    """Gaussians of unit variance have the log-ratio (m1 - m2).z - (|m1|^2 - |m2|^2) / 2, noised ones the same with their own means."""
+    generator = torch.Generator().manual_seed(2)
+    means = torch.randn(N_CLASSES, N_FEATURES, generator=generator, dtype=torch.float64)
+    head = LinearReadout(means, -0.5 * means.square().sum(1), torch.tensor(0.0), torch.zeros(N_CLASSES))
+    gaussians = GaussianReference(means, torch.eye(N_CLASSES).clamp_min(1e-300))
+    z, level = points(20), torch.tensor(lam)
+    found, expected = head.pooled(torch.zeros(20, N_CLASSES), z, lam=level), gaussians.log_prob(z, level)
+    torch.testing.assert_close(found - found[:, :1], expected - expected[:, :1], atol=1e-5, rtol=0)
+
+
+def test_evidence_by_level_ends_at_the_log_likelihood():
+    model, z = with_readout(diffusion(), readout()), points(6)
+    noise, levels = NoiseStream(0), diffusion().schedule.levels(8)
+
+    def draw(step: int) -> torch.Tensor:
+        return noise.normal(np.arange(6), N_FEATURES, pair=0, step=step).to(z)
+
+    with torch.no_grad():
+        by_level = evidence_by_level(model, z, levels, draw).mean(1)
+        found = log_likelihood(model, z, noise=noise, n_steps=8, n_paths=2).mean
+    torch.testing.assert_close(by_level[-1] - by_level[-1, :, :1], found - found[:, :1], atol=1e-5, rtol=0)
+    spread = (by_level - by_level.mean(-1, keepdim=True)).square().mean((1, 2))
+    assert spread[0] < 0.05 * spread[-1]  # all noise: nothing is known
+
+
+def test_a_pair_of_classes_has_the_evidence_of_all():
+    """Against one class only two log-likelihoods are computed."""
+    model, z = with_readout(diffusion(), readout()), points(9)
+    weights = torch.full((9, N_CLASSES), -torch.inf, dtype=torch.float64)
+    weights[:, 2] = 0
+    contrast = Contrast(torch.zeros(9, dtype=torch.int64), weights)
+    evidence = frozen_evidence(model, contrast, noise=NoiseStream(0), start=0, pair=0, n_steps=4)(z).detach()
+    found = log_likelihood(model, z, noise=NoiseStream(0), n_steps=4, n_paths=2).mean.detach()
+    torch.testing.assert_close(evidence, found[:, 0] - found[:, 2], atol=1e-5, rtol=0)
+
+
+def test_dropped_classes_do_not_disturb():
+    model, z, head = diffusion(), points(200), readout()
+    stopping = Stopping(head.log_prior.numpy(), 1.0, 0.02)
+    options = {"noise": NoiseStream(0), "n_steps": 4, "n_paths": 32}
+    with torch.no_grad():
+        full = log_likelihood(with_readout(model, head), z, **options)
+        early = log_likelihood(with_readout(model, head), z, stopping=stopping, **options)
+    assert early.n_paths.max() > early.n_paths.min() and early.mean.isfinite().all()
+    one, other = ((found.mean + head.log_prior).softmax(-1) for found in (full, early))
+    assert (one - other).abs().max() < 0.05
+
+
+def test_what_is_generated_knows_no_readout():
+    model = with_readout(diffusion(), readout())
+    z, lam = points(4), torch.tensor(1.0)
+    torch.testing.assert_close(model.score(z, lam), diffusion().score(z, lam))
+    assert model.density.readout is None and model.density.denoiser is model.denoiser
+
+
+def test_independent_experts_get_one_each_and_a_copy_shares():
+    """Evidence from independent measurements adds up: weights one; of two experts that say the same, the sum counts."""
+    rng = np.random.default_rng(0)
+    y, means = rng.integers(3, size=6000), rng.normal(size=(2, 3, 2))
+    x = means[:, y] + rng.normal(size=(2, 6000, 2))
+    experts = [-0.5 * ((x[e][:, None] - means[e]) ** 2).sum(2) for e in range(2)]
+    log_prior = np.full(3, -np.log(3))
+    weights, offsets = fit_pool(experts, log_prior, y)
+    np.testing.assert_allclose(weights, 1, atol=0.1)
+    np.testing.assert_allclose(offsets, 0, atol=0.15)
+    twice, _ = fit_pool([experts[0], experts[0]], log_prior, y)
+    assert twice.sum() == pytest.approx(1, abs=0.1)
+
+
+def test_a_scaled_expert_is_scaled_back():
+    rng = np.random.default_rng(1)
+    y = rng.integers(2, size=4000)
+    exact = np.stack([np.zeros(4000), 2 * (rng.normal(size=4000) + 2 * y - 1)], axis=1)
+    weights, _ = fit_pool([exact / 3, np.zeros_like(exact)], np.log([0.5, 0.5]), y)
+    assert weights[0] == pytest.approx(3, rel=0.1)
+
+
+def run_of(
+    x: Array, y: np.ndarray, log_likelihood: Array, whitening: Whitening | None = None, n_classes: int = 3
+) -> ReadoutRun:
+    """Half of the cells to train the classifier, half held out."""
+    half = len(y) // 2
+    whitening = whitening or pooled_whitening(x[:half], y[:half], n_classes)
+    return ReadoutRun(whitening, x[:half], y[:half], x[half:], y[half:], log_likelihood[half:])
+
+
+def gaussian_cells(n: int, seed: int, scales: Array | None = None) -> tuple[Array, np.ndarray, Array]:
+    """Cells of three classes, unit variance, and their exact log-likelihoods."""
+    rng = np.random.default_rng(seed)
+    means = np.array([[1.5, 0, 0, 0], [0, 1.5, 0, 0], [0, 0, 1.5, 0]])
+    y = rng.integers(3, size=n)
+    x = means[y] + rng.normal(size=(n, 4))
+    exact = -0.5 * ((x[:, None] - means) ** 2).sum(2)
+    return (x if scales is None else x * scales), y, exact
+
+
+@pytest.mark.parametrize("scales", [None, np.array([5.0, 5.0, 5.0, 1.0])])
+def test_where_the_diffusion_knows_nothing_the_classifier_is_bayes_optimal(scales: Array | None):
+    """Log-ratios of these classes are linear: the pool has the exact ones."""
+    log_prior = np.full(3, -np.log(3))
+    x, y, _ = gaussian_cells(16000, 0, scales)
+    choice = choose_readout([run_of(x, y, np.zeros((16000, 3)))], log_prior)
+    head = fit_readout(x, y, pooled_whitening(x, y, 3), choice, log_prior)
+    new, _, exact = gaussian_cells(1000, 1, scales)
+    z = pooled_whitening(x, y, 3)(torch.from_numpy(new))
+    found = head(torch.zeros(1000, 3), z).numpy()
+    ratio, truth = found[:, 1:] - found[:, :1], exact[:, 1:] - exact[:, :1]
+    assert np.polyfit(truth.ravel(), ratio.ravel(), 1)[0] == pytest.approx(1, abs=0.06)
+    assert np.sqrt(np.mean((ratio - truth) ** 2)) < 0.25
+
+
+def test_where_the_densities_are_exact_the_pool_keeps_their_posterior():
+    """Classes that a plane cannot part: equal means, other variances. The classifier has nothing to add, and harms nothing."""
+    rng = np.random.default_rng(2)
+    log_prior, sd = np.full(3, -np.log(3)), np.array([0.5, 1.0, 2.0])
+    y = rng.integers(3, size=3000)
+    x = sd[y, None] * rng.normal(size=(3000, 4))
+    exact = -0.5 * (x**2).sum(1)[:, None] / sd**2 - 4 * np.log(sd)
+    choice = choose_readout([run_of(x, y, exact)], log_prior)
+    assert choice.of_diffusion == pytest.approx(1, abs=0.1)
+    head = fit_readout(x, y, pooled_whitening(x, y, 3), choice, log_prior)
+    pooled = head(torch.from_numpy(exact), pooled_whitening(x, y, 3)(torch.from_numpy(x))).numpy()
+    loss = [negative_log_likelihood(np.exp(log_posterior(v, log_prior)), y) for v in (pooled, exact)]
+    assert loss[0] < loss[1] + 0.005
+
+
+def test_over_confident_densities_are_pooled_down():
+    """Means fitted to thirty cells a class in sixty directions: a good part of what they cost beside the true ones is won back."""
+    rng = np.random.default_rng(3)
+    means, n_train = np.zeros((3, 60)), 90
+    means[:, :3] = 1.5 * np.eye(3)
+    log_prior = np.full(3, -np.log(3))
+    y = rng.integers(3, size=2 * n_train)
+    x = means[y] + rng.normal(size=(2 * n_train, 60))
+    fitted = np.stack([x[:n_train][y[:n_train] == k].mean(0) for k in range(3)])
+    rough = -0.5 * ((x[:, None] - fitted) ** 2).sum(2)
+    identity = Whitening(torch.zeros(60), torch.eye(60))
+    choice = choose_readout([run_of(x, y, rough, identity)], log_prior)
+    head = fit_readout(x[:n_train], y[:n_train], identity, choice, log_prior)
+    y_new = rng.integers(3, size=4000)
+    new = means[y_new] + rng.normal(size=(4000, 60))
+    of_new = -0.5 * ((new[:, None] - fitted) ** 2).sum(2)
+    pooled = head(torch.from_numpy(of_new), torch.from_numpy(new)).numpy()
+    exact = -0.5 * ((new[:, None] - means) ** 2).sum(2)
+    before, after, best = (
+        negative_log_likelihood(np.exp(log_posterior(value, log_prior)), y_new) for value in (of_new, pooled, exact)
+    )
+    assert best < after < best + 0.8 * (before - best)
+
+
+@pytest.mark.parametrize("whitened", [True, False])
+def test_a_class_that_a_run_lacks_and_two_classes(whitened: bool):
+    x, y, exact = gaussian_cells(600, 4)
+    log_prior = np.full(3, -np.log(3))
+    whitening = pooled_whitening(x, y, 3)
+    choice = ReadoutChoice(1e-3, whitened, 0.5, 0.5)
+    two = fit_readout(x[y < 2], y[y < 2], whitening, choice, log_prior)
+    found = two(torch.from_numpy(exact), whitening(torch.from_numpy(x))).numpy()
+    assert np.isfinite(found).all() and not two.weight[2].any()
+    right = y < 2
+    assert (found[right, :2].argmax(1) == y[right]).mean() > 0.8
+
+
+def test_combined_classes_add_up():
+    reference = GaussianReference(
+        torch.randn(N_CLASSES, N_FEATURES, generator=torch.Generator().manual_seed(0)),
+        0.7 * torch.eye(N_CLASSES) + 0.3 / N_CLASSES,
+    )
+    model = ConditionalDiffusion(NoiseSchedule(), reference, None, readout())
+    found = with_combinations(model, [Pair(1, 2)], control=0)
+    assert found.readout is not None
+    torch.testing.assert_close(
+        found.readout.weight[4], model.readout.weight[1] + model.readout.weight[2] - model.readout.weight[0]
+    )
+    z = points(30)
+    before, after = (log_likelihood(m, z, noise=NoiseStream(0)).mean for m in (model, found))
+    torch.testing.assert_close(after[:, :4], before, atol=1e-6, rtol=0)
+    assert after.isfinite().all()
