@@ -41,7 +41,7 @@ from _perturbation_tasks import (
     stimulated_types,
 )
 from _scscore import fit_model
-from _tasks import Task
+from _tasks import Task, data_folder
 from accuracy import limit_threads
 from anndata import AnnData
 from scipy.stats import false_discovery_control, mannwhitneyu, spearmanr
@@ -86,6 +86,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     results = Path(__file__).resolve().parent / "results"
     parser.add_argument("--out", type=Path, default=results / "perturbation.csv")
     parser.add_argument("--results", type=Path, default=results, help="folder for the tables of the other parts")
+    parser.add_argument(
+        "--mixscape",
+        metavar="PYTHON",
+        help="interpreter of an environment with pertpy: part 'response' compares with its mixscape",
+    )
     parser.add_argument("--models", type=Path, help="keep fitted models in this folder, and take those that are there")
     parsed = parser.parse_args(arguments)
     if parsed.seeds < 1 or parsed.threads < 1:
@@ -205,6 +210,7 @@ class Bench:
     data: str | None
     threads: int
     models: Path | None = None
+    mixscape: str | None = None
     _tasks: dict[str, Task] = field(default_factory=dict)
     _screens: dict[tuple[str, int], AnnData] = field(default_factory=dict)
     _pairs: dict[tuple[str, str], Pair] = field(default_factory=dict)
@@ -446,7 +452,37 @@ def response(bench: Bench, seeds: int) -> tuple[pd.DataFrame, str]:
             for title, chosen in (("all", detected | True), (f"the {int(detected.sum())} detected", detected))
         ]
         text += [f"Spearman of escape with AUROC over targets: {correlation(part['escape'], part['auroc']):.3f}", ""]
+    if bench.mixscape is not None:
+        calls = mixscape_calls(bench, bench.mixscape)
+        table = table.merge(calls.assign(task=KNOCK_OUT), on=["task", "target"], how="left")
+        text += [f"#### {KNOCK_OUT}: beside mixscape, on the same cells", "", markdown(calls), ""]
     return table, "\n".join(text)
+
+
+def mixscape_calls(bench: Bench, interpreter: str) -> pd.DataFrame:
+    """Share of responding cells by mixscape (KO) and by scscore, their agreement, and how scscore's evidence ranks mixscape's KO above its NP cells."""
+    from _mixscape import run_mixscape
+
+    task = bench.task(KNOCK_OUT)
+    cells = bench.screen(task, seed=0)
+    calls = run_mixscape(interpreter, str(data_folder(bench.data))).loc[cells.obs_names]
+    label, rows = cells.obs[task.condition].astype(str).to_numpy(), []
+    evidence = cells.obs["scscore_perturbation_evidence"].to_numpy()
+    responds = cells.obs["scscore_response"].to_numpy() >= 0.5
+    for target in targets_of(task):
+        own = label == target
+        ko = (calls["call"] == "KO").to_numpy()[own]
+        row = {
+            "target": target,
+            "ko": ko.mean(),
+            "responding": responds[own].mean(),
+            "agree": (ko == responds[own]).mean(),
+        }
+        if ko.any() and not ko.all():
+            row["auroc_of_ko"] = rank_sum(evidence[own], ko.astype(int), 1, 0)[0]
+            row["spearman_p_ko"] = correlation(evidence[own], calls["p_ko"].to_numpy()[own])
+        rows.append(row)
+    return pd.DataFrame(rows).sort_values("ko", ascending=False)
 
 
 def mean_profile(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -677,7 +713,7 @@ def main(arguments: list[str] | None = None) -> int:
     for folder in (options.out.parent, options.results):
         folder.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
-    bench = Bench(options.data, options.threads, options.models)
+    bench = Bench(options.data, options.threads, options.models, options.mixscape)
     if "classify" in options.parts:
         for name in options.only:
             task = load_task(name, options.data)

@@ -40,7 +40,7 @@ def predict_perturbation(
     exclude: str | None = None,
     modality: str | None = None,
     layer: str | None = None,
-    max_cells: int | None = 100,
+    max_cells: int | None = 300,
     batch_size: int = 1024,
     device: str = "auto",
     key_added: str = "scscore",
