@@ -72,9 +72,9 @@ def test_every_estimator_is_read_out(estimator: str):
     model, z, head = diffusion(), points(7), readout()
     options = {"noise": NoiseStream(0), "n_steps": 4, "n_paths": 2, "estimator": estimator}
     bare, found = (log_likelihood(m, z, **options) for m in (model, with_readout(model, head)))
-    ratio = found.mean - found.mean[:, :1]
-    expected = head.pooled(bare.mean, z)
-    torch.testing.assert_close(ratio.detach(), (expected - expected[:, :1]).detach(), atol=1e-9, rtol=0)
+    torch.testing.assert_close(found.mean.detach(), head(bare.mean, z).detach(), atol=1e-9, rtol=0)
+    marginals = [(mean + head.log_prior).logsumexp(-1).detach() for mean in (found.mean, bare.mean)]
+    torch.testing.assert_close(*marginals, atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("lam", [-3.0, 0.0, 4.0])
@@ -242,18 +242,46 @@ def test_a_class_that_a_run_lacks_and_two_classes(whitened: bool):
     assert (found[right, :2].argmax(1) == y[right]).mean() > 0.8
 
 
-def test_combined_classes_add_up():
-    reference = GaussianReference(
-        torch.randn(N_CLASSES, N_FEATURES, generator=torch.Generator().manual_seed(0)),
-        0.7 * torch.eye(N_CLASSES) + 0.3 / N_CLASSES,
+@pytest.mark.parametrize("direction", [(1.0, 0.0), (-1.0, 0.0), (0.0, 1.0)])
+def test_combined_classes_of_additive_gaussians_are_exact(direction: tuple[float, float]):
+    """Unit variance and effects that add up: linear discriminants of four known classes, of which the last is combined from the others."""
+    means = torch.zeros(4, N_FEATURES, dtype=torch.float64)
+    means[0, 2] = 0.7  # control is not at the origin
+    means[1], means[2] = means[0], means[0]
+    means[1, 0] += 1.5
+    means[2, :2] += 1.5 * torch.tensor(direction)
+    means[3] = means[1] + means[2] - means[0]
+    known = GaussianReference(means[:3], torch.eye(3).clamp_min(1e-300))
+    head = LinearReadout(
+        0.6 * means[:3], -0.3 * means[:3].square().sum(1), torch.tensor(0.4), torch.full((3,), -np.log(3.0))
     )
+    found = with_combinations(ConditionalDiffusion(NoiseSchedule(), known, None, head), [Pair(1, 2)], control=0)
+    z = points(50)
+    truth = GaussianReference(means, torch.eye(4).clamp_min(1e-300)).log_prob(z)
+    pooled = log_likelihood(found, z, noise=NoiseStream(0)).mean
+    torch.testing.assert_close(pooled - pooled[:, :1], truth - truth[:, :1], atol=1e-5, rtol=0)
+
+
+def test_combining_leaves_the_known_classes_alone():
+    generator = torch.Generator().manual_seed(0)
+    overlap = 0.7 * torch.eye(N_CLASSES) + 0.3 / N_CLASSES
+    reference = GaussianReference(torch.randn(N_CLASSES, N_FEATURES, generator=generator), overlap)
     model = ConditionalDiffusion(NoiseSchedule(), reference, None, readout())
-    found = with_combinations(model, [Pair(1, 2)], control=0)
-    assert found.readout is not None
-    torch.testing.assert_close(
-        found.readout.weight[4], model.readout.weight[1] + model.readout.weight[2] - model.readout.weight[0]
-    )
-    z = points(30)
+    found, z = with_combinations(model, [Pair(1, 2)], control=0), points(30)
     before, after = (log_likelihood(m, z, noise=NoiseStream(0)).mean for m in (model, found))
     torch.testing.assert_close(after[:, :4], before, atol=1e-6, rtol=0)
     assert after.isfinite().all()
+
+
+def test_thinning_keeps_rare_classes():
+    """40,000 cells are thinned for the choice of the penalty; five of them are all there is of a class."""
+    rng = np.random.default_rng(3)
+    y = np.zeros(40_000, dtype=np.int64)
+    y[rng.choice(20_000, 3, replace=False)], y[20_000:20_003] = 1, 1
+    x = rng.normal(size=(40_000, 2)) + 3 * y[:, None]
+    log_prior = np.log([0.99, 0.01])
+    whitening = Whitening(torch.zeros(2), torch.eye(2))
+    choice = choose_readout([run_of(x, y, np.zeros((40_000, 2)), whitening, 2)], log_prior)
+    head = fit_readout(x, y, whitening, choice, log_prior)
+    pooled = head.pooled(torch.zeros(2, 2), torch.tensor([[0.0, 0.0], [3.0, 3.0]]))
+    assert pooled[0, 1] - pooled[0, 0] < pooled[1, 1] - pooled[1, 0]

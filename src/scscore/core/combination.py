@@ -6,6 +6,7 @@ import copy
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from scscore.core.denoiser import Ensemble, ResidualDenoiser
 from scscore.core.diffusion import ConditionalDiffusion
@@ -26,7 +27,8 @@ def with_combinations(model: ConditionalDiffusion, pairs: list[Pair], control: i
     The Gaussian of a combination has the mean :math:`\mu_a + \mu_b - \mu_0` (0: control) and the mean covariance of the two. Cells that escaped one of
     the two, or both, stay at the components of the other, or of control: with the weights :math:`A` of the reference, the combination has
     the weight :math:`A_{aa} A_{bb}` on its own component, :math:`A_{aa} A_{b0}` on that of `a`, :math:`A_{a0} A_{bb}` on that of `b` and
-    :math:`A_{a0} A_{b0}` on that of control, normalised. Embeddings and the weights of the readout add up like means.
+    :math:`A_{a0} A_{b0}` on that of control, normalised. Embeddings and the weights of the readout
+    add up like means, and its biases so that what tells `a` from control tells the combination from `b`.
 
     Parameters
     ----------
@@ -51,16 +53,26 @@ def with_combinations(model: ConditionalDiffusion, pairs: list[Pair], control: i
         film = member.class_film.detach()
         added = [film[a] + film[b] - film[control] for a, b in pairs]
         member.class_film = torch.nn.Parameter(torch.cat([film, torch.stack(added)]))
-    readout = None if model.readout is None else _combined_readout(model.readout, pairs, control)
+    readout = None
+    if model.readout is not None:
+        readout = _combined_readout(model.readout, model.reference.class_means, pairs, control)
     return ConditionalDiffusion(model.schedule, reference, denoiser, readout).eval()
 
 
-def _combined_readout(readout: LinearReadout, pairs: list[Pair], control: int) -> LinearReadout:
-    first, second = (torch.tensor(part) for part in zip(*pairs, strict=True))
+def _combined_readout(readout: LinearReadout, means: Tensor, pairs: list[Pair], control: int) -> LinearReadout:
+    """What tells `a` from control tells the combination from `b`, moved by what `b` moves the cells, and the other way round."""
+    first, second = (torch.tensor(part, device=means.device) for part in zip(*pairs, strict=True))
+
+    def added(value: Tensor) -> Tensor:
+        return value[first] + value[second] - value[control]
+
+    slope, move = readout.weight - readout.weight[control], means - means[control]
+    cross = 0.5 * (torch.linalg.vecdot(slope[first], move[second]) + torch.linalg.vecdot(slope[second], move[first]))
     weight, bias = (
-        torch.cat([value, value[first] + value[second] - value[control]]) for value in (readout.weight, readout.bias)
+        torch.cat([readout.weight, added(readout.weight)]),
+        torch.cat([readout.bias, added(readout.bias) - cross]),
     )
-    never = torch.full((len(pairs),), -torch.inf, dtype=torch.float64)  # what was fitted knows nothing of them
+    never = readout.log_prior.new_full((len(pairs),), -torch.inf)  # what was fitted knows nothing of them
     return LinearReadout(weight, bias, readout.exponent, torch.cat([readout.log_prior, never]))
 
 

@@ -249,11 +249,10 @@ def flow_log_likelihood(
 
 
 def _read_out(model: ConditionalDiffusion, paths: Tensor, z: Tensor) -> Tensor:
-    """Paths ``(n_draws, size, n, n_classes)`` pooled with the readout; one that was not made counts as the mean of its class."""
+    """Paths ``(n_draws, size, n, n_classes)`` pooled with the readout, which leaves log p(x) of their mean alone."""
     if model.readout is None:
         return paths
-    made = paths.isfinite()
-    return torch.where(made, model.readout(torch.where(made, paths, paths.nanmean((0, 1))), z), torch.nan)
+    return model.readout.pooled(paths, z) + model.readout.normaliser(paths.nanmean((0, 1)), z)
 
 
 def _with_draws(paths: Tensor, n_draws: int) -> Tensor:

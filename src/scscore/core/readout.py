@@ -30,6 +30,7 @@ from scscore.core.thinning import evenly_spread
 PENALTIES = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
 """Those of the classifier that are compared: factors on half its squared weights beside the mean loss of a cell, for features of unit mean variance."""
 _ENOUGH_CELLS = 10_000  # for the choice of the penalty
+_LEAST_CELLS = 10  # of every class
 _MOST_ITERATIONS = 300
 _NEGLIGIBLE = 2.0  # nats, of all held-out cells together
 
@@ -83,11 +84,15 @@ class LinearReadout(nn.Module):
             linear = linear.gather(-1, classes)
         return self.exponent * log_likelihood + linear
 
-    def forward(self, log_likelihood: Tensor, z: Tensor) -> Tensor:
-        """Log-likelihoods whose posterior is that of the pool and whose mixture over the prior is that of `log_likelihood`, nats."""
+    def normaliser(self, log_likelihood: Tensor, z: Tensor) -> Tensor:
+        """What is added to the pool of all classes so that its mixture over the prior is that of `log_likelihood`, nats ``(..., 1)``."""
         pooled = self.pooled(log_likelihood, z)
         marginal, of_pool = ((value + self.log_prior).logsumexp(-1, keepdim=True) for value in (log_likelihood, pooled))
-        return pooled + marginal - of_pool
+        return marginal - of_pool
+
+    def forward(self, log_likelihood: Tensor, z: Tensor) -> Tensor:
+        """Log-likelihoods whose posterior is that of the pool and whose mixture over the prior is that of `log_likelihood`, nats."""
+        return self.pooled(log_likelihood, z) + self.normaliser(log_likelihood, z)
 
 
 class ReadoutRun(NamedTuple):
@@ -178,7 +183,10 @@ def _classifiers(
 ) -> list[tuple[Array, Array]]:
     """Weights and biases, on whitened points, of logistic regressions from the strongest penalty to the weakest, without the prior."""
     center, matrix = run.whitening.center.numpy(), run.whitening.matrix.numpy()
-    rows = np.arange(len(run.y_train)) if at_most is None else evenly_spread(len(run.y_train), at_most)
+    rows = np.arange(len(run.y_train))
+    if at_most is not None and len(rows) > at_most:
+        rare = [np.flatnonzero(run.y_train == k)[:_LEAST_CELLS] for k in range(n_classes)]
+        rows = np.unique(np.concatenate([evenly_spread(len(rows), at_most), *rare]))
     x, y = run.x_train[rows, : len(center)], run.y_train[rows]
     features = (x - center) @ matrix if whitened else x - center
     mean, scale = features.mean(0), np.sqrt(features.var(0).mean())
