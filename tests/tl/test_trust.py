@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,11 +156,17 @@ def test_the_readout_is_part_of_a_fitted_model(tmp_path: Path):
     scs.tl.classify(cells, model, progress=False)
     bare = copy.copy(model)
     bare.diffusion = model.diffusion.density
+    assert model.held_out is not None and model.held_out.bare is not None
+    bare.held_out = replace(model.held_out, log_likelihood=model.held_out.bare, bare=None)
     without = cells.copy()
     scs.tl.classify(without, bare, progress=False)
     log_prior = model.log_prior()
     pooled, alone = (np.asarray(a.obsm["scscore_log_likelihood"], np.float64) for a in (cells, without))
     np.testing.assert_allclose(logsumexp(pooled + log_prior, axis=1), logsumexp(alone + log_prior, axis=1), atol=1e-4)
+    np.testing.assert_array_equal(cells.obs["scscore_typicality"], without.obs["scscore_typicality"])
+    again = scs.tl.calibrate(cells, model, "class", progress=False)
+    assert again.held_out is not None
+    np.testing.assert_allclose(again.held_out.bare, alone, atol=1e-4)
     assert np.abs((pooled - pooled[:, :1]) - (alone - alone[:, :1])).max() > 0.01
     scs.tl.energy(cells, model, n_steps=4, progress=False)
     scs.tl.energy(without, bare, n_steps=4, progress=False)

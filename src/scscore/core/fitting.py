@@ -239,6 +239,7 @@ def fit_conditional_diffusion(
             )
         ]
         choice = choose_readout(runs, log_prior)
+    bare = held_out_log_likelihood
     if choice is not None:
         held_out_log_likelihood = np.concatenate([_read_out(run, choice, log_prior) for run in runs])
     depth = np.concatenate(depths) if depths else None
@@ -247,7 +248,8 @@ def fit_conditional_diffusion(
     if n_classes == 1:
         nll = float(validation_loss[best])
     if not direct:  # from the whitened space to the representation
-        held_out_log_likelihood += np.repeat(volumes, sizes)[:, None]
+        volume = np.repeat(volumes, sizes)[:, None]
+        held_out_log_likelihood, bare = held_out_log_likelihood + volume, bare + volume
 
     final_steps = round(results[0].steps[best] * len(x) * len(results) / n_train)
     if direct:  # there is no reference to do without a network
@@ -288,7 +290,9 @@ def fit_conditional_diffusion(
         n_jumps=n_jumps,
         validation_nll=nll,
         validation_accuracy=accuracy,
-        held_out=HeldOut.of(held_out_log_likelihood, truth, depth) if grid is None else None,
+        held_out=HeldOut.of(held_out_log_likelihood, truth, depth, None if choice is None else bare)
+        if grid is None
+        else None,
         held_out_values=None if grid is None else HeldOutValues.of(held_out_log_likelihood, truth, depth),
     )
 

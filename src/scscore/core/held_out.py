@@ -28,21 +28,36 @@ class _HeldOutCells:
     log_likelihood: NDArray[np.float32]
     y: NDArray[Any]
     log_depth: NDArray[np.float32] | None = None
+    bare: NDArray[np.float32] | None = None
     label_type: ClassVar[type[np.generic]]
 
     @classmethod
-    def of(cls, log_likelihood: ArrayLike, y: ArrayLike, log_depth: ArrayLike | None = None) -> Self:
+    def of(
+        cls,
+        log_likelihood: ArrayLike,
+        y: ArrayLike,
+        log_depth: ArrayLike | None = None,
+        bare: ArrayLike | None = None,
+    ) -> Self:
         """At most 5,000 of the cells, evenly spread."""
-        values, labels = np.asarray(log_likelihood, dtype=np.float32), np.asarray(y, dtype=cls.label_type)
+        labels = np.asarray(y, dtype=cls.label_type)
         rows = evenly_spread(len(labels), _MOST_CELLS)
-        depth = None if log_depth is None else np.asarray(log_depth, dtype=np.float32)[rows]
-        return cls(np.ascontiguousarray(values[rows]), labels[rows], depth)
+        values, depth, density = (
+            None if part is None else np.ascontiguousarray(np.asarray(part, dtype=np.float32)[rows])
+            for part in (log_likelihood, log_depth, bare)
+        )
+        return cls(values, labels[rows], depth, density)  # type: ignore[arg-type]
+
+    @property
+    def density(self) -> NDArray[np.float32]:
+        """The diffusion's own log-likelihoods, without a readout, nats."""
+        return self.log_likelihood if self.bare is None else self.bare
 
     def _p_value(
         self, score: Callable[[Array], Array], log_likelihood: ArrayLike, log_depth: ArrayLike | None
     ) -> Array:
         """Rank of new cells among these by a score of the log-likelihoods, less what the depth explains of it, ``(n,)``."""
-        new, own = (score(np.asarray(v, dtype=np.float64)) for v in (log_likelihood, self.log_likelihood))
+        new, own = (score(np.asarray(v, dtype=np.float64)) for v in (log_likelihood, self.density))
         if self.log_depth is not None and log_depth is not None:
             trend = depth_trend(own, self.log_depth)
             new, own = new - trend(log_depth), own - trend(self.log_depth)
@@ -61,6 +76,8 @@ class HeldOut(_HeldOutCells):
         Class indices, int64 ``(n,)``.
     log_depth
         Log count totals, float32 ``(n,)``, or ``None`` where the model does not read counts.
+    bare
+        `log_likelihood` without the readout, which typicality is judged by; ``None`` where there is no readout.
     """
 
     label_type = np.int64
@@ -76,11 +93,11 @@ class HeldOut(_HeldOutCells):
         Parameters
         ----------
         log_likelihood
-            Of the new cells, nats, ``(n, n_classes)``.
+            Of the new cells, without the readout, nats, ``(n, n_classes)``.
         log_depth
             Their log count totals, ``(n,)``, where the held-out cells have them, too.
         """
-        entropies = class_entropies(self.log_likelihood, self.y)
+        entropies = class_entropies(self.density, self.y)
         return self._p_value(lambda values: typicality_score(values, entropies), log_likelihood, log_depth)
 
     def prediction_sets(

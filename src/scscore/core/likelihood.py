@@ -36,10 +36,13 @@ class LogLikelihood:
         antithetic paths each. NaN where a draw was not made, because point or class were settled before.
     exact
         The estimates are free of Monte-Carlo error (probability flow with exact divergence, or a model without residual).
+    bare
+        `mean` without the readout, nats ``(n, n_classes)``; ``None``: there is none.
     """
 
     paths: Tensor
     exact: bool = False
+    bare: Tensor | None = None
 
     @property
     def draws(self) -> Tensor:
@@ -50,6 +53,11 @@ class LogLikelihood:
     def mean(self) -> Tensor:
         """Estimate of the log-likelihood, nats, shape ``(n, n_classes)``."""
         return self.draws.nanmean(0)
+
+    @property
+    def density(self) -> Tensor:
+        """Estimate of the diffusion's own log-likelihood, without a readout, nats, shape ``(n, n_classes)``."""
+        return self.mean if self.bare is None else self.bare
 
     @property
     def standard_error(self) -> Tensor:
@@ -89,22 +97,30 @@ class LogLikelihood:
         stacked = torch.stack(
             [_with_draws(part.paths, n_draws) + w for part, w in zip(parts, log_weights, strict=True)]
         )
-        return cls(stacked.logsumexp(0), all(part.exact for part in parts))
+        bare = None
+        if any(part.bare is not None for part in parts):
+            weighted = [part.density + w for part, w in zip(parts, log_weights, strict=True)]
+            bare = torch.stack(weighted).logsumexp(0)
+        return cls(stacked.logsumexp(0), all(part.exact for part in parts), bare)
 
     def replaced(self, other: LogLikelihood, rows: NDArray[np.bool_]) -> LogLikelihood:
         """These estimates, with those of `other` at some rows, bool ``(n,)``."""
         n_draws = max(len(self.paths), len(other.paths))
         chosen = torch.from_numpy(rows).to(self.paths.device)[:, None]
         paths = torch.where(chosen, _with_draws(other.paths, n_draws), _with_draws(self.paths, n_draws))
-        return LogLikelihood(paths, self.exact and other.exact)
+        bare = None
+        if self.bare is not None or other.bare is not None:
+            bare = torch.where(chosen, other.density, self.density)
+        return LogLikelihood(paths, self.exact and other.exact, bare)
 
     def mapped(self, weights: Array) -> LogLikelihood:
         """Linear combinations of the classes, ``(n_classes, n_wanted)``, such as the log-likelihoods of bins from those at the nodes."""
-        return LogLikelihood(self.paths @ torch.from_numpy(weights).to(self.paths), self.exact)
+        to_wanted = torch.from_numpy(weights).to(self.paths)
+        return LogLikelihood(self.paths @ to_wanted, self.exact, None if self.bare is None else self.bare @ to_wanted)
 
     def shifted(self, nats: float) -> LogLikelihood:
         """The same estimates on the CPU with a constant added, such as the volume of a change of coordinates."""
-        return LogLikelihood(self.paths.cpu() + nats, self.exact)
+        return LogLikelihood(self.paths.cpu() + nats, self.exact, None if self.bare is None else self.bare.cpu() + nats)
 
 
 def log_likelihood(
@@ -165,7 +181,9 @@ def log_likelihood(
         start=start,
         stopping=stopping,
     )
-    return LogLikelihood(_read_out(model, found.paths, z), found.exact)
+    if model.readout is None:
+        return found
+    return LogLikelihood(_read_out(model, found.paths, z), found.exact, bare=found.mean)
 
 
 def _of_density(

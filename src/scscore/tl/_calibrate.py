@@ -118,8 +118,14 @@ def calibrate(
         progress=progress,
         description="calibrate",
     )
-    values = np.concatenate([estimate.mean.numpy() for _, estimate in found])
-    held_out = HeldOut.of(values, y, model.representation.log_depth(cells, layer=layer))
+    estimates = [(estimate.mean.numpy(), estimate.density.numpy()) for _, estimate in found]
+    values, density = (np.concatenate(part) for part in zip(*estimates, strict=True))
+    held_out = HeldOut.of(
+        values,
+        y,
+        model.representation.log_depth(cells, layer=layer),
+        None if model.diffusion.readout is None else density,
+    )
     log_prior = np.log(np.maximum(held_out.frequencies(model.log_prior("train")), 1e-300))
     temperature, offsets = fit_calibration(values, log_prior, y)
     new = copy.copy(model)

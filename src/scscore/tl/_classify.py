@@ -214,7 +214,7 @@ def classify(
     stopping = None if precision is None else Stopping(log_weights(log_prior), temperature, precision)
 
     n_obs, n_classes = adata.n_obs, len(model.classes)
-    log_likelihood = np.empty((n_obs, n_classes), dtype=np.float32)
+    log_likelihood, density = (np.empty((n_obs, n_classes), dtype=np.float32) for _ in range(2))
     posterior = np.empty((n_obs, n_classes), dtype=np.float32)
     uncertainty = np.empty((n_obs, 3), dtype=np.float32)  # confidence, entropy, Monte-Carlo standard error
     best = np.empty(n_obs, dtype=np.int64)
@@ -233,7 +233,8 @@ def classify(
     ):
         mean = estimate.mean.numpy()
         log_p = log_posterior(mean, log_weights(log_prior), temperature)
-        log_likelihood[rows], posterior[rows], best[rows] = mean, np.exp(log_p), log_p.argmax(1)
+        log_likelihood[rows], density[rows] = mean, estimate.density.numpy()
+        posterior[rows], best[rows] = np.exp(log_p), log_p.argmax(1)
         uncertainty[rows, 0] = np.exp(log_p.max(1))
         uncertainty[rows, 1] = entropy(log_p)
         error = confidence_standard_error(estimate.draws.numpy(), log_p, temperature)
@@ -250,7 +251,7 @@ def classify(
             for name in set(names) & set(slots.keys()):
                 del slots[name]
     else:
-        typicality = held_out.typicality(log_likelihood, model.representation.log_depth(adata, layer=layer))
+        typicality = held_out.typicality(density, model.representation.log_depth(adata, layer=layer))
         if (novel := typicality < reject).any():
             labels = labels.add_categories([] if UNKNOWN in labels.categories else [UNKNOWN])
             labels[novel] = UNKNOWN
