@@ -102,6 +102,11 @@ def test_files(pca_model, conv_model, query, tmp_path):
         np.testing.assert_array_equal(one.obsm["scscore_posterior"], other.obsm["scscore_posterior"])
 
 
+def test_only_encoders_that_saw_no_labels_have_a_readout(pca_model, backbone_model, conv_model):
+    assert pca_model.diffusion.readout is not None and backbone_model.diffusion.readout is not None
+    assert conv_model.diffusion.readout is None and conv_model.params["readout"] is None
+
+
 def test_a_function_cannot_be_saved(backbone_model, tmp_path):
     with pytest.raises(ValueError, match="use_rep="):
         backbone_model.save(tmp_path / "model")

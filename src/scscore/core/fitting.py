@@ -110,6 +110,7 @@ def fit_conditional_diffusion(
     n_members: int = 1,
     validation_depth: Sequence[Array] | None = None,
     every_split: bool = False,
+    with_readout: bool = True,
     checkpoint_dir: Path | None = None,
     progress: bool = True,
     **trainer: Any,
@@ -150,6 +151,9 @@ def fit_conditional_diffusion(
         Log count totals of the held-out cells of every split in `validation`, or ``None``.
     every_split
         Watch cells of every split, because each holds out other donors or studies, instead of as few splits as it takes.
+    with_readout
+        Pool the log-likelihoods of classes with a linear classifier (with the hybrid objective). Of no use behind an encoder that has seen the labels: its
+        training points are easier to tell apart than new ones.
     checkpoint_dir
         Where to write checkpoints and resume from.
     progress
@@ -229,7 +233,7 @@ def fit_conditional_diffusion(
         held_out_log_likelihood = held_out_log_likelihood @ grid.to_bins
     truth = np.concatenate(truths)
     choice: ReadoutChoice | None = None
-    if grid is None and n_classes > 1 and config.discriminative_weight:
+    if with_readout and grid is None and n_classes > 1 and config.discriminative_weight:
         runs = [
             ReadoutRun(
                 whitening, fold.x_train, fold.y_train, fold.x_held_out[rows], truth, run.log_likelihood[best].numpy()

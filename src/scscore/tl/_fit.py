@@ -137,7 +137,7 @@ def fit(
         in :func:`scscore.tl.classify`. With a continuous target, a density over it: ``"train"``, ``"uniform"``, or an array over the bins.
     objective
         ``"hybrid"`` adds the cross-entropy of the class posterior to the generative loss, and pools the log-likelihoods of the classes with a linear
-        classifier of the same features; ``"generative"`` does neither: a density per class and nothing else. ``"direct"``, for
+        classifier of the same features (not with ``encoder="conv"``, which is one); ``"generative"`` does neither: a density per class and nothing else. ``"direct"``, for
         continuous targets, is a network for p(y given x) alone: faster, without densities, novelty and attributions.
     n_members
         Train so many networks on all cells, from different random numbers, and use their mean. Fitting and classifying take that
@@ -338,6 +338,7 @@ def fit(
         n_members=n_members,
         validation_depth=encoded.log_depth,
         every_split=grid is None and hold_out_groups(splits, groups),
+        with_readout=callable(encoder) or encoder == "pca",
         checkpoint_dir=_checkpoints(checkpoint_dir, params, x, y),
         progress=progress,
         accelerator=accelerator,
