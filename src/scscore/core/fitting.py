@@ -266,9 +266,8 @@ def fit_conditional_diffusion(
     final = members[0] if members else ConditionalDiffusion(schedule, chosen.reference)
     if len(members) > 1:
         final.denoiser = Ensemble([member.denoiser for member in members])  # type: ignore[misc]
-    readout = None if choice is None else fit_readout(x, y, chosen.whitening, choice, log_prior)
-    if isinstance(final, ConditionalDiffusion):
-        final.readout = readout
+    if choice is not None:
+        final.readout = fit_readout(x, y, chosen.whitening, choice, log_prior)
     final.eval()
     n_jumps = n_steps
     if isinstance(final, ConditionalDiffusion):

@@ -214,7 +214,10 @@ def classify(
     stopping = None if precision is None else Stopping(log_weights(log_prior), temperature, precision)
 
     n_obs, n_classes = adata.n_obs, len(model.classes)
-    log_likelihood, density = (np.empty((n_obs, n_classes), dtype=np.float32) for _ in range(2))
+    log_likelihood = np.empty((n_obs, n_classes), dtype=np.float32)
+    density = (
+        log_likelihood if model.diffusion.readout is None else np.empty_like(log_likelihood)
+    )  # without the readout
     posterior = np.empty((n_obs, n_classes), dtype=np.float32)
     uncertainty = np.empty((n_obs, 3), dtype=np.float32)  # confidence, entropy, Monte-Carlo standard error
     best = np.empty(n_obs, dtype=np.int64)
