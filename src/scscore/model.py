@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from scscore.core.calibration import Calibration, log_posterior
-from scscore.core.covariates import CovariateShift, remove
+from scscore.core.covariates import CellCovariates, CovariateShift
 from scscore.core.denoiser import Ensemble
 from scscore.core.diffusion import ConditionalDiffusion
 from scscore.core.direct import DirectPosterior
@@ -54,7 +54,7 @@ class ScoreModel:
     held_out_values
         The same with a continuous target.
     covariates
-        Shifts of batches, donors or other covariates; ``None`` without.
+        Shifts by batches, donors, doses or other covariates; ``None`` without.
     target
         Bins of a continuous target, which take the place of the classes; ``None`` for classes.
     params
@@ -226,18 +226,20 @@ class ScoreModel:
     def encode(self, adata: AnnData, *, layer: str | None = None) -> torch.Tensor:
         """Cells as points of the engine's whitened space, float32 ``(n_obs, n_features)``.
 
-        The shift of a cell's covariates is taken out where their level is known.
+        The shift of a cell's covariates is taken out where it is known.
         """
         x = self.representation.transform(adata, layer=layer)
-        return self.whitening(torch.from_numpy(self.without_covariates(x, self.covariate_codes(adata))))
+        return self.whitening(torch.from_numpy(self.without_covariates(x, self.covariates_of(adata))))
 
-    def covariate_codes(self, adata: AnnData) -> NDArray[np.int64]:
-        """Level of every cell's covariates, ``(n_obs,)``; -1 where it is unknown, or the model has none."""
-        return np.full(adata.n_obs, -1) if self.covariates is None else self.covariates.codes(adata.obs)
+    def covariates_of(self, adata: AnnData) -> CellCovariates:
+        """Covariates of every cell; unknown where the model has none."""
+        if self.covariates is None:
+            return CellCovariates(np.full(adata.n_obs, -1), np.empty((adata.n_obs, 0)))
+        return self.covariates.of_cells(adata.obs)
 
-    def without_covariates(self, x: NDArray[np.float64], codes: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Points of the representation without the shift of their level, where that is known."""
-        return x if self.covariates is None else remove(x, self.covariates.shifts, codes)
+    def without_covariates(self, x: NDArray[np.float64], cells: CellCovariates) -> NDArray[np.float64]:
+        """Points of the representation without the shift by their covariates, where that is known."""
+        return x if self.covariates is None else x - self.covariates.of(cells)
 
     def log_likelihood(self, adata: AnnData, **options: Any) -> Iterator[tuple[slice, LogLikelihood]]:
         """Log p(x given class) by the mean of all networks; arguments as in :meth:`log_likelihoods`.
@@ -290,7 +292,7 @@ class ScoreModel:
         """
         direct = isinstance(self.engine, DirectPosterior)
         noise, volume = NoiseStream(seed), 0.0 if direct else self.whitening.log_abs_det
-        codes = None if self.covariates is None else self.covariates.codes(adata.obs)
+        unknown_cells = None if self.covariates is None else self.covariates_of(adata).unknown
         effort: dict[str, Any] = {"estimator": estimator, "n_steps": n_steps, "n_paths": n_paths, "stopping": stopping}
 
         def estimate(engine: ConditionalDiffusion | DirectPosterior, z: torch.Tensor, rows: slice) -> LogLikelihood:
@@ -298,10 +300,10 @@ class ScoreModel:
                 return log_likelihood(engine, points, noise=noise, start=rows.start, **effort)
 
             found = at(z)
-            if codes is not None and (unknown := codes[rows] < 0).any():
-                levels = [at(z - shift) for shift in self._whitened_shifts().to(z)]
-                log_frequencies = np.log(self.covariates.frequencies)  # type: ignore[union-attr]
-                found = found.replaced(LogLikelihood.mixture(levels, log_frequencies), unknown)
+            if unknown_cells is not None and (unknown := unknown_cells[rows]).any():
+                shifts, frequencies = self._possible_shifts()
+                levels = [at(z - shift) for shift in shifts.to(z)]
+                found = found.replaced(LogLikelihood.mixture(levels, np.log(frequencies)), unknown)
             found = found.shifted(volume)
             return found if self.target is None else found.mapped(self.target.to_bins)
 
@@ -349,10 +351,10 @@ class ScoreModel:
             ConditionalDiffusion(engine.schedule, engine.reference, network, engine.readout) for network in networks
         ]
 
-    def _whitened_shifts(self) -> torch.Tensor:
-        """Shifts of the covariate levels in the engine's space, ``(n_levels, n_features)``."""
-        shifts = torch.from_numpy(self.covariates.shifts[:, : len(self.whitening.center)])  # type: ignore[union-attr]
-        return shifts @ self.whitening.matrix
+    def _possible_shifts(self) -> tuple[torch.Tensor, NDArray[np.float64]]:
+        """Shifts by covariates that a cell may have, in the engine's space ``(n, n_features)``, and their frequencies ``(n,)``."""
+        shifts, frequencies = self.covariates.possible()  # type: ignore[union-attr]
+        return torch.from_numpy(shifts[:, : len(self.whitening.center)]) @ self.whitening.matrix, frequencies
 
     def points(
         self,
@@ -366,20 +368,19 @@ class ScoreModel:
     ) -> Iterator[tuple[slice, torch.Tensor]]:
         """Cells as points of the engine's whitened space, chunk by chunk, on `device`, where the engine is put, too.
 
-        The shift of a cell's covariates is taken out where their level is known.
+        The shift of a cell's covariates is taken out where it is known.
 
         Yields
         ------
         Rows, and their points, float32 ``(n, n_features)``.
         """
         self.engine.to(device)
-        codes = self.covariate_codes(adata)
+        covariates = self.covariates_of(adata)
         with tqdm(total=adata.n_obs, desc=description, unit="cell", disable=not progress) as bar:
             for start, x in self.representation.chunks(adata, layer=layer, size=batch_size):
-                z = self.whitening(torch.from_numpy(self.without_covariates(x, codes[start : start + len(x)]))).to(
-                    device
-                )
-                yield slice(start, start + len(z)), z
+                rows = slice(start, start + len(x))
+                z = self.whitening(torch.from_numpy(self.without_covariates(x, covariates.rows(rows)))).to(device)
+                yield rows, z
                 bar.update(len(z))
 
     def save(self, directory: str | Path, *, overwrite: bool = False) -> None:

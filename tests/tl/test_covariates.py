@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 from scipy.special import logsumexp
+from scipy.stats import norm
 
 import scscore as scs
 
@@ -103,7 +104,9 @@ def test_covariates_survive_saving(models: dict[str, scs.ScoreModel], tmp_path: 
     [
         ("nothing", {}, KeyError, "covariates='nothing'"),
         ("batch", {"batch": "one"}, ValueError, "at least two levels"),
-        ("batch", {"batch": 1.5}, ValueError, "continuous"),
+        ("batch", {"batch": 1.5}, ValueError, "at least two levels"),
+        ("batch", {"batch": np.r_[np.inf, np.arange(100.0)]}, ValueError, "infinite"),
+        ("batch", {"batch": np.r_[np.nan, np.arange(100.0)]}, ValueError, "1 labelled cells have no value"),
         (["batch", 3], {}, TypeError, "covariates must be a name"),
         ("batch", {"batch": [None] + ["left", "right"] * 50}, ValueError, "1 labelled cells have no value"),
     ],
@@ -115,3 +118,76 @@ def test_bad_covariates_are_named(covariates: Any, change: dict[str, Any], error
     with pytest.raises(error, match=says):
         scs.tl.fit(cells, "class", covariates=covariates, use_rep="X_toy", max_epochs=1, progress=False)
     assert "scscore" not in cells.uns
+
+
+def dosed(n: int, seed: int) -> AnnData:
+    """The same classes and batches; a dose moves both classes by 1.5 per unit."""
+    cells = batched(n, seed)
+    cells.obs["dose"] = np.random.default_rng([seed, 1]).normal(size=n)
+    cells.obsm["X_toy"][:, 0] += 1.5 * cells.obs["dose"].to_numpy()
+    return cells
+
+
+@pytest.fixture(scope="module")
+def of_doses() -> scs.ScoreModel:
+    options: dict[str, Any] = {"use_rep": "X_toy", "max_epochs": 2, "progress": False}
+    return scs.tl.fit(dosed(1500, 0), "class", covariates=["dose", "batch"], **options)
+
+
+def test_known_doses_are_taken_out(of_doses: scs.ScoreModel):
+    query = dosed(1000, 1)
+    assert accuracy(classified(query, of_doses)) == pytest.approx(0.841, abs=0.04)  # Phi(1), Bayes
+    del query.obs["dose"]
+    assert 0.5 < accuracy(classified(query, of_doses)) < 0.76
+    assert of_doses.params["covariates"] == ["batch", "dose"]
+
+
+def test_unknown_doses_are_summed_over(of_doses: scs.ScoreModel):
+    """The density of a cell of unknown dose and batch, in closed form: a mixture over batches, smoothed by the doses."""
+    query = dosed(400, 2)
+    query.obs["dose"] = np.nan
+    query.obs.loc[query.obs_names[:10], "batch"] = "a batch that nobody has seen"
+    found = classified(query, of_doses)
+    x = query.obsm["X_toy"]
+    log_density = [
+        logsumexp([norm(2 * c + s, np.hypot(1, 1.5)).logpdf(x[:, 0]) for s in SHIFTS.values()], axis=0, b=0.5)
+        + norm.logpdf(x[:, 1])
+        for c in range(2)
+    ]
+    ratio = found.obsm["scscore_log_likelihood"][:, 1] - found.obsm["scscore_log_likelihood"][:, 0]
+    assert np.corrcoef(ratio, log_density[1] - log_density[0])[0, 1] > 0.95
+
+
+def test_a_dose_survives_saving_and_a_new_batch(of_doses: scs.ScoreModel, tmp_path: Path):
+    of_doses.save(tmp_path / "m")
+    loaded, query = scs.load(tmp_path / "m"), dosed(400, 3)
+    assert loaded.hash == of_doses.hash
+    one, other = (classified(query, m).obsm["scscore_log_likelihood"] for m in (loaded, of_doses))
+    np.testing.assert_array_equal(one, other)
+    moved = dosed(600, 4)
+    moved.obsm["X_toy"][:, 0] += np.where(moved.obs["batch"] == "left", 2, -2) + 1.0  # all in one batch, one unit away
+    moved.obs["batch"] = "new"
+    adapted = scs.tl.adapt(moved, loaded, batch_key="batch", progress=False)
+    assert adapted.covariates.numeric == ("dose",)
+    assert adapted.covariates.levels == ("left", "right", "new")
+    assert adapted.covariates.shifts[2, 0] == pytest.approx(1.0, abs=0.3)
+    assert accuracy(classified(moved, adapted)) == pytest.approx(0.841, abs=0.05)
+    again = scs.tl.adapt(moved, adapted, batch_key="batch", progress=False)
+    np.testing.assert_allclose(again.covariates.shifts, adapted.covariates.shifts)
+    nothing_new = scs.tl.adapt(dosed(50, 5), loaded, batch_key="batch", progress=False)
+    np.testing.assert_array_equal(nothing_new.covariates.spread, loaded.covariates.spread)
+
+
+def test_a_query_with_words_for_doses_is_refused(of_doses: scs.ScoreModel):
+    query = dosed(20, 6)
+    query.obs["dose"] = "high"
+    with pytest.raises(ValueError, match=r"obs\['dose'\] must hold numbers"):
+        classified(query, of_doses)
+
+
+def test_evidence_of_dosed_cells_is_complete():
+    cells = scs.datasets.pbmc()[:600].copy()
+    cells.obs["score"] = np.random.default_rng(0).normal(size=600)
+    model = scs.tl.fit(cells, "cell_type", covariates="score", max_epochs=1, progress=False)
+    found = scs.tl.attribute(cells[:40], model, progress=False, copy=True, per_cell=True)
+    assert found.uns["scscore_attribution"]["completeness"] < 1e-4

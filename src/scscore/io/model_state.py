@@ -63,7 +63,7 @@ def model_tensors(model: ScoreModel) -> Tensors:
         if (cells := getattr(model, prefix)) is not None:
             tensors |= {f"{prefix}.{k}": v for k, v in vars(cells).items() if v is not None}
     if model.covariates is not None:
-        tensors |= {f"covariates.{k}": getattr(model.covariates, k) for k in ("shifts", "frequencies")}
+        tensors |= {f"covariates.{k}": v for k, v in vars(model.covariates).items() if isinstance(v, np.ndarray)}
     return {**tensors, "class_counts": model.class_counts}
 
 
@@ -178,11 +178,17 @@ def _network(
 
 def _names(covariates: CovariateShift) -> dict[str, list[str]]:
     """What JSON holds of the covariates."""
-    return {"columns": list(covariates.columns), "levels": list(covariates.levels)}
+    named = {"columns": covariates.columns, "levels": covariates.levels, "numeric": covariates.numeric}
+    return {name: list(values) for name, values in named.items() if values or name != "numeric"}
 
 
 def _covariates(names: dict[str, list[str]] | None, tensors: dict[str, NDArray[Any]]) -> CovariateShift | None:
     """The covariates of a model file."""
     if names is None:
         return None
-    return CovariateShift(tuple(names["columns"]), tuple(names["levels"]), **tensors)
+    return CovariateShift(
+        columns=tuple(names["columns"]),
+        levels=tuple(names["levels"]),
+        numeric=tuple(names.get("numeric", ())),
+        **tensors,
+    )

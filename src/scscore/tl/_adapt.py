@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
 from numpy.typing import NDArray
 
 from scscore._logging import logger
 from scscore.core.adaptation import BatchShift, fit_batch_shift
-from scscore.core.covariates import CovariateShift, level_names
+from scscore.core.covariates import ALL_CELLS, CovariateShift, fifths, level_names
 from scscore.core.thinning import evenly_spread
 from scscore.io.columns import obs_column
 from scscore.io.modalities import of_modality
@@ -105,7 +107,8 @@ def adapt(
     if batch_key is not None:
         check_batches(obs_column(adata, batch_key, "batch_key"), batch_key)
     names = level_names(adata.obs, columns)
-    fitted = tuple(model.params.get("covariates") or ())
+    numeric = _by_numbers(model)
+    fitted = _fitted_columns(model)
     known = _of_fit(model) if columns and columns == fitted else None
     if fitted and known is None:
         logger.warning(
@@ -124,7 +127,7 @@ def adapt(
         rows = np.flatnonzero((names == name).to_numpy())
         some = rows[evenly_spread(len(rows), _ENOUGH_CELLS)]
         cells = adata if len(some) == adata.n_obs else adata[some]
-        z = _points(cells, model, layer, batch_size, torch_device, progress, name)
+        z = _points(cells, model, numeric, layer, batch_size, torch_device, progress, name)
         if not torch.isfinite(z).all():
             raise ValueError(f"batch {name!r} has cells with values too large to be represented: leave them out.")
         found[name] = fit_batch_shift(reference, z, log_prior)
@@ -142,6 +145,12 @@ def adapt(
     levels = (*(() if known is None else known.levels), *new)
     adapted = copy.copy(model)
     adapted.covariates = CovariateShift(columns, levels, shifts, counts / counts.sum())
+    if numeric is not None:
+        of_batches = [] if known is None or known.spread is None else list(known.spread)
+        spread = np.stack([*of_batches, *(_spread(numeric, adata.obs[names == name]) for name in new)])
+        adapted.covariates = replace(
+            numeric, columns=columns, levels=levels, shifts=shifts, frequencies=counts / counts.sum(), spread=spread
+        )
     adapted.params = {
         **model.params,
         "adapted": {"batch_key": batch_key, "shifts": {name: float(one.shift.norm()) for name, one in found.items()}},
@@ -149,27 +158,62 @@ def adapt(
     return adapted
 
 
+def _fitted_columns(model: ScoreModel) -> tuple[str, ...]:
+    """Columns of the levels that the model was fitted with."""
+    numeric = () if model.covariates is None else model.covariates.numeric
+    return tuple(name for name in model.params.get("covariates") or () if name not in numeric)
+
+
+def _by_numbers(model: ScoreModel) -> CovariateShift | None:
+    """The part of the covariates that numbers have, with one level for all cells; ``None`` without."""
+    covariates = model.covariates
+    if covariates is None or covariates.spread is None:
+        return None
+    return replace(
+        covariates,
+        columns=(),
+        levels=(ALL_CELLS,),
+        shifts=np.zeros_like(covariates.shifts[:1]),
+        frequencies=np.ones(1),
+        spread=covariates.spread[:1],
+    )
+
+
+def _spread(numeric: CovariateShift, obs: pd.DataFrame) -> NDArray[np.float64]:
+    """Shifts by the numbers of a batch; none where it has none."""
+    cells = numeric.of_cells(obs)
+    return fifths(numeric.of(cells.rows(~cells.unknown)) if (~cells.unknown).any() else numeric.of(cells))
+
+
 def _of_fit(model: ScoreModel) -> CovariateShift | None:
     """The covariates that the model was fitted with, without the batches of an earlier adaptation; None where those have replaced them."""
     covariates, earlier = model.covariates, model.params.get("adapted", {}).get("shifts", {})
-    if covariates is None or covariates.columns != tuple(model.params["covariates"]):
+    if covariates is None or covariates.columns != _fitted_columns(model):
         return None
     own = [i for i, name in enumerate(covariates.levels) if name not in earlier]
     frequencies = covariates.frequencies[own]
-    return CovariateShift(
-        covariates.columns,
-        tuple(covariates.levels[i] for i in own),
-        covariates.shifts[own],
-        frequencies / frequencies.sum(),
+    return replace(
+        covariates,
+        levels=tuple(covariates.levels[i] for i in own),
+        shifts=covariates.shifts[own],
+        frequencies=frequencies / frequencies.sum(),
+        spread=None if covariates.spread is None else covariates.spread[own],
     )
 
 
 def _points(
-    cells: AnnData, model: ScoreModel, layer: str | None, batch_size: int, device: str, progress: bool, name: str
+    cells: AnnData,
+    model: ScoreModel,
+    numeric: CovariateShift | None,
+    layer: str | None,
+    batch_size: int,
+    device: str,
+    progress: bool,
+    name: str,
 ) -> torch.Tensor:
-    """Points of the engine's space with no shift taken out."""
+    """Points of the engine's space with no shift taken out but that of numeric covariates."""
     bare = copy.copy(model)
-    bare.covariates = None
+    bare.covariates = numeric
     chunks = bare.points(
         cells, layer=layer, batch_size=batch_size, device=device, progress=progress, description=f"adapt to {name}"
     )

@@ -207,11 +207,11 @@ def attribute(
     worst, kept, in_sets = 0.0, [], []
     n_levels = n_steps + 2 if by_level else 0
     of_levels = np.zeros((n_levels, len(classes), adata.n_vars))
-    noise, codes = NoiseStream(seed), model.covariate_codes(adata)
+    noise, covariates = NoiseStream(seed), model.covariates_of(adata)
     with tqdm(total=adata.n_obs, desc="attribute", unit="cell", disable=not progress) as bar:
         for chunk in genes.chunks(batch_size):
             rows = slice(chunk.start, chunk.start + len(chunk.points))
-            points = model.without_covariates(chunk.points, codes[rows])
+            points = model.without_covariates(chunk.points, covariates.rows(rows))
             z = model.whitening(torch.from_numpy(points)).to(torch_device)
             contrast = compared.of_cells(model, z, n_steps, noise, rows)
             found = split(chunk, z, points, contrast, noise)

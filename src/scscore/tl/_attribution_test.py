@@ -168,7 +168,7 @@ def _slopes(
     n_steps = model.calibration.n_steps
     split = EvidenceSplit(model, genes, "integrated_gradients", n_steps=n_steps, n_paths=2, n_segments=8, device=device)
     products, squares = np.zeros((2, len(classes), cells.n_vars))
-    expression, noise, levels = [], NoiseStream(seed), model.covariate_codes(cells)
+    expression, noise, covariates = [], NoiseStream(seed), model.covariates_of(cells)
     for chunk in genes.chunks(1024):
         expression.append(chunk.expression)
         own = chunk.start + np.arange(len(chunk.points))
@@ -176,7 +176,7 @@ def _slopes(
         part = GeneChunk(chunk.start, chunk.expression[known], chunk.points[known])
         if not known.any():
             continue
-        points = model.without_covariates(part.points, levels[own][known])
+        points = model.without_covariates(part.points, covariates.rows(own[known]))
         z = model.whitening(torch.from_numpy(points)).to(device)
         rows, y = slice(chunk.start, chunk.start + len(z)), codes[own][known]
         contrast = contrast_of(model, z, "rest", y, model.log_prior(), n_steps, noise, rows)

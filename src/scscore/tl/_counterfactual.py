@@ -156,14 +156,15 @@ def counterfactual(
 
     encoder = model.representation
     genes = LinearGenes.of_encoder(encoder, adata, layer=layer) if isinstance(encoder, PCAEncoder) else None
-    diffusion, codes, noise = model.diffusion.to(torch_device), model.covariate_codes(adata), NoiseStream(seed)
+    diffusion, covariates, noise = model.diffusion.to(torch_device), model.covariates_of(adata), NoiseStream(seed)
     levels = diffusion.schedule.levels(n_steps)
     new_points = np.empty((adata.n_obs, encoder.n_features), dtype=np.float32)
     x, delta = np.empty((2, *(adata.shape if genes is not None else (0, 0))), dtype=np.float32)
     sources, sums = np.empty(adata.n_obs, dtype=np.int64), np.zeros((2, x.shape[1]))
     with tqdm(total=adata.n_obs, desc="counterfactual", unit="cell", disable=not progress) as bar:
         for rows, expression, points in _cells(model, genes, adata, layer, batch_size):
-            z = model.whitening(torch.from_numpy(model.without_covariates(points, codes[rows]))).to(torch_device)
+            own = model.without_covariates(points, covariates.rows(rows))
+            z = model.whitening(torch.from_numpy(own)).to(torch_device)
             with torch.inference_mode():
                 y = model.log_posterior(z, noise, start=rows.start).argmax(1) if y_source is None else y_source[rows]
                 found = _carried(diffusion, z, y, y_to[rows], levels)

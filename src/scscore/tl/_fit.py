@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scscore._logging import logger
 from scscore._version import __version__
 from scscore.core.calibration import Calibration
-from scscore.core.covariates import CovariateShift, fit_shifts, level_names, remove
+from scscore.core.covariates import fit_covariates, fit_shifts
 from scscore.core.prior import Prior, resolve_prior
 from scscore.core.reference_fit import Fold
 from scscore.core.schedule import NoiseSchedule
@@ -125,9 +125,10 @@ def fit(
         Number of principal components. ``None``: chosen by cross-validation among 20, 30, 50 and, for a panel of up to 100 genes or 500
         features with ``input="values"``, all (30 without classes).
     covariates
-        Columns of ``obs`` with batches, donors or other categories that shift cells of all classes alike. A query whose
-        ``obs`` has the columns is corrected level by level; cells of unknown level are judged by the mean over all levels,
-        weighted by their frequency, at the cost of one likelihood per level.
+        Columns of ``obs`` with what shifts cells of all classes alike: batches, donors or other categories, level by level; a dose, a score or other
+        floating-point numbers, in proportion (one slope for all classes; take the logarithm of doses). A query whose ``obs`` has the columns is
+        corrected; cells of unknown level or number are judged by the mean over what the training cells have, at the cost of one likelihood per
+        level (five with numbers).
     split_key
         Column of ``obs`` with donors, batches or replicates, or with guides, each of which belongs to one class. Whole groups are then held out in
         cross-validation and validation, so that choices and temperature hold for new groups. Needs at least four groups, or two within
@@ -238,7 +239,7 @@ def fit(
     resolve_prior(stored_prior, classes, counts)
     coarse_prior = np.log(np.bincount(coarse) / len(coarse))
     groups = group_labels(adata, split_key, labelled)
-    columns = covariate_columns(adata, covariates, labelled)
+    columns, numeric = covariate_columns(adata, covariates, labelled)
     check_trainer(accelerator, devices, strategy)
     if checkpoint_dir is not None:
         Path(checkpoint_dir).mkdir(parents=True, exist_ok=True)
@@ -275,16 +276,13 @@ def fit(
         )
     x, represented, splits = encoded.points, encoded.of_splits, encoded.splits
     shift = None
-    if columns:
-        levels, codes = np.unique(level_names(adata.obs[labelled], columns).to_numpy(dtype=str), return_inverse=True)
-        frequencies = np.bincount(codes) / len(codes)
-        shift = CovariateShift(
-            columns, tuple(levels.tolist()), fit_shifts(x, coarse, codes, n_levels=len(levels)), frequencies
-        )
-        x = remove(x, shift.shifts, codes)
+    if columns or numeric:
+        shift, cells = fit_covariates(x, coarse, adata.obs[labelled], columns, numeric)
+        x = x - shift.of(cells)
         for i, ((train, test), (x_train, x_test)) in enumerate(zip(splits, represented, strict=True)):
-            own = fit_shifts(x_train, coarse[train], codes[train], n_levels=len(levels))
-            represented[i] = remove(x_train, own, codes[train]), remove(x_test, own, codes[test])
+            shifts, slopes = fit_shifts(x_train, coarse[train], cells.rows(train), n_levels=len(shift.levels))
+            own = replace(shift, shifts=shifts, slopes=slopes if numeric else None)
+            represented[i] = x_train - own.of(cells.rows(train)), x_test - own.of(cells.rows(test))
     folds = [
         Fold(x_train, y[train], x_test, y[test])
         for (train, test), (x_train, x_test) in zip(splits, represented, strict=True)
@@ -308,7 +306,7 @@ def fit(
             "n_top_genes": n_top_genes,
             "n_comps": n_comps,
             "circular": circular,
-            "covariates": columns,
+            "covariates": (*columns, *numeric),
             "split_key": split_key,
             "prior": stored_prior,
             "objective": objective,

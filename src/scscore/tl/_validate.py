@@ -113,13 +113,13 @@ def warn_of_inflation(model: ScoreModel) -> None:
 
 def log_unknown_batches(adata: AnnData, model: ScoreModel) -> None:
     """Say how many cells are of no batch that the model knows, which is then summed over."""
-    unknown = int((model.covariate_codes(adata) < 0).sum()) if model.covariates is not None else 0
+    unknown = int(model.covariates_of(adata).unknown.sum()) if model.covariates is not None else 0
     if unknown:
         logger.info(
-            "%d of %d cells are of no level of %s that the model knows: these are summed over",
+            "%d of %d cells have no value of %s that the model knows: these are summed over",
             unknown,
             adata.n_obs,
-            list(model.covariates.columns),  # type: ignore[union-attr]
+            model.covariates.names,  # type: ignore[union-attr]
         )
 
 
@@ -277,23 +277,26 @@ def group_labels(adata: AnnData, split_key: str | None, labelled: NDArray[np.boo
 
 def covariate_columns(
     adata: AnnData, covariates: str | Sequence[str] | None, labelled: NDArray[np.bool_]
-) -> tuple[str, ...]:
-    """Names of the covariate columns; raises where one is missing, continuous, incomplete or constant."""
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the covariate columns with levels, and of those with floating-point numbers; raises where one is missing, incomplete, infinite or constant."""
     if covariates is None:
-        return ()
+        return (), ()
     names = (covariates,) if isinstance(covariates, str) else tuple(covariates)
+    numeric: list[str] = []
     for name in names:
         check_name(name, "covariates", optional=False)
         column = obs_column(adata, name, "covariates")[labelled]
-        if pd.api.types.is_float_dtype(column):
-            raise ValueError(f"covariates={name!r} is continuous ({column.dtype}); bin it with pd.cut.")
         if column.isna().any():
             raise ValueError(
                 f"covariates={name!r}: {int(column.isna().sum())} labelled cells have no value; fill them in."
             )
         if column.nunique() < 2:
             raise ValueError(f"covariates={name!r} must hold at least two levels, found {column.unique().tolist()}.")
-    return names
+        if pd.api.types.is_float_dtype(column):
+            if np.isinf(column.to_numpy(dtype=np.float64)).any():
+                raise ValueError(f"covariates={name!r} holds infinite values; remove or replace them.")
+            numeric.append(name)
+    return tuple(name for name in names if name not in numeric), tuple(numeric)
 
 
 def check_batches(column: pd.Series, name: str) -> None:
