@@ -14,7 +14,6 @@ from tqdm.auto import tqdm
 
 from scscore.core.calibration import Calibration, log_posterior
 from scscore.core.covariates import CellCovariates, CovariateShift
-from scscore.core.denoiser import Ensemble
 from scscore.core.diffusion import ConditionalDiffusion
 from scscore.core.direct import DirectPosterior
 from scscore.core.held_out import HeldOut, HeldOutValues
@@ -146,6 +145,11 @@ class ScoreModel:
                 f"  network         {self.params['n_steps_trained']} steps, validation R2 {self.params['validation_accuracy']:.3f}, "
                 f"negative log density {self.params['validation_nll']:.3f} nats"
             )
+            if (readout := self.params.get("readout")) is not None:
+                trained += (
+                    f"\n  readout         pooled with networks of the target, weights {readout['of_diffusion']:.2f} and {readout['of_network']:.2f}, "
+                    f"{readout['n_steps']} steps"
+                )
             temperature = [
                 f"  temperature     {self.calibration.temperature:.2f}",
                 f"  held-out cells  {held_out}, for intervals and typicality",
@@ -290,6 +294,8 @@ class ScoreModel:
         ------
         Rows, and their estimates by every engine.
         """
+        for engine in engines:
+            engine.to(device)
         direct = isinstance(self.engine, DirectPosterior)
         noise, volume = NoiseStream(seed), 0.0 if direct else self.whitening.log_abs_det
         unknown_cells = None if self.covariates is None else self.covariates_of(adata).unknown
@@ -343,13 +349,7 @@ class ScoreModel:
 
     def members(self) -> list[ConditionalDiffusion | DirectPosterior]:
         """Every network of the model in an engine of its own (``n_members`` of :func:`scscore.tl.fit`)."""
-        engine = self.engine
-        networks = engine.denoiser.members if isinstance(engine.denoiser, Ensemble) else [engine.denoiser]
-        if isinstance(engine, DirectPosterior):
-            return [DirectPosterior(network) for network in networks]  # type: ignore[arg-type]
-        return [
-            ConditionalDiffusion(engine.schedule, engine.reference, network, engine.readout) for network in networks
-        ]
+        return list(self.engine.members())
 
     def _possible_shifts(self) -> tuple[torch.Tensor, NDArray[np.float64]]:
         """Shifts by covariates that a cell may have, in the engine's space ``(n, n_features)``, and their frequencies ``(n,)``."""

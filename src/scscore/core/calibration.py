@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize, minimize_scalar
-from scipy.special import log_softmax
+from scipy.special import log_softmax, logsumexp
 
 Array = NDArray[np.float64]
 
@@ -54,6 +54,13 @@ def log_posterior(log_likelihood: ArrayLike, log_prior: ArrayLike, temperature: 
         Factor on the log-likelihoods, :math:`T`. Below one softens the posterior. The prior is never tempered.
     """
     return log_softmax(temperature * np.asarray(log_likelihood, dtype=np.float64) + np.asarray(log_prior), axis=1)
+
+
+def leave_marginal(pooled: ArrayLike, log_likelihood: ArrayLike, log_prior: ArrayLike) -> Array:
+    """Pooled log-likelihoods ``(n, n_classes)`` with a number added per cell, so that their mixture over a log prior is that of `log_likelihood`."""
+    values, of_pool = (np.asarray(part, dtype=np.float64) for part in (log_likelihood, pooled))
+    mixtures = [logsumexp(part + np.asarray(log_prior), axis=1, keepdims=True) for part in (values, of_pool)]
+    return of_pool + mixtures[0] - mixtures[1]
 
 
 def fit_calibration(log_likelihood: ArrayLike, log_prior: ArrayLike, y: ArrayLike) -> tuple[float, Array]:
@@ -142,6 +149,31 @@ def fit_temperature(loss: Callable[[float], float], n: int) -> float:
         options={"xatol": 1e-3},
     )
     return float(np.exp(found.x))
+
+
+def fit_weights(loss: Callable[[Array], float], n: int, n_experts: int) -> Array:
+    """The weights of a logarithmic opinion pool that minimise a mean loss of `n` held-out cells, with the prior of :func:`fit_pool`, ``(n_experts,)``.
+
+    Parameters
+    ----------
+    loss
+        Mean negative log-likelihood, nats, of the weights.
+    n, n_experts
+        Numbers of cells and of experts.
+    """
+    center, (low, high) = -np.log(n_experts), TEMPERATURE_BOUNDS
+
+    def objective(logs: Array) -> float:
+        return n * loss(np.exp(logs)) + 0.5 * float(((logs - center) ** 2).sum()) / _LOG_WEIGHT_SD**2
+
+    found = minimize(
+        objective,
+        np.full(n_experts, center),
+        method="Nelder-Mead",
+        bounds=[(np.log(low / n_experts**2), np.log(high))] * n_experts,
+        options={"xatol": 1e-3, "fatol": 1e-3},
+    )
+    return np.exp(found.x)
 
 
 def estimate_prior(

@@ -54,7 +54,7 @@ def with_combinations(model: ConditionalDiffusion, pairs: list[Pair], control: i
         added = [film[a] + film[b] - film[control] for a, b in pairs]
         member.class_film = torch.nn.Parameter(torch.cat([film, torch.stack(added)]))
     readout = None
-    if model.readout is not None:
+    if isinstance(model.readout, LinearReadout):
         readout = _combined_readout(model.readout, model.reference.class_means, pairs, control)
     return ConditionalDiffusion(model.schedule, reference, denoiser, readout).eval()
 

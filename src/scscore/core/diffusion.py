@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from scscore.core.readout import LinearReadout
+from scscore.core.denoiser import Ensemble
+from scscore.core.readout import Readout
 from scscore.core.reference import GaussianReference
 from scscore.core.schedule import NoiseSchedule, broadcastable_level
 
@@ -26,7 +27,8 @@ class ConditionalDiffusion(nn.Module):
         What gives the residual, ``denoiser(z, lam, classes)``: a trained :class:`~scscore.core.denoiser.ResidualDenoiser`, an
         exact residual (:mod:`scscore.core.analytic`), or ``None``.
     readout
-        A classifier that is pooled with the log-likelihoods of the classes, or ``None``. Scores, samples and energies are without it.
+        A classifier, or the network of a continuous target, that is pooled with the log-likelihoods of the classes, or ``None``. Scores, samples and
+        energies are without it.
     """
 
     def __init__(
@@ -34,7 +36,7 @@ class ConditionalDiffusion(nn.Module):
         schedule: NoiseSchedule,
         reference: GaussianReference,
         denoiser: nn.Module | None = None,
-        readout: LinearReadout | None = None,
+        readout: Readout | None = None,
     ) -> None:
         super().__init__()
         self.schedule = schedule
@@ -57,10 +59,18 @@ class ConditionalDiffusion(nn.Module):
         """The same model without its readout."""
         return ConditionalDiffusion(self.schedule, self.reference, self.denoiser)
 
+    def members(self) -> list[ConditionalDiffusion]:
+        """Every network of an ensemble, with its own readout, in a model of its own."""
+        networks = list(self.denoiser.members) if isinstance(self.denoiser, Ensemble) else [self.denoiser]
+        readouts = [None] if self.readout is None else self.readout.members()
+        n = max(len(networks), len(readouts))
+        pairs = zip(*(part * n if len(part) == 1 else part for part in (networks, readouts)), strict=True)
+        return [ConditionalDiffusion(self.schedule, self.reference, network, readout) for network, readout in pairs]
+
     def pooled(
         self, log_likelihood: Tensor, z: Tensor, *, lam: Tensor | None = None, classes: Tensor | None = None
     ) -> Tensor:
-        """Log-likelihoods pooled with the readout, up to a number that all classes share; see :meth:`LinearReadout.pooled`."""
+        """Log-likelihoods pooled with the readout, up to a number that all classes share; see :meth:`Readout.pooled`."""
         if self.readout is None:
             return log_likelihood
         return self.readout.pooled(log_likelihood, z, lam=lam, classes=classes)

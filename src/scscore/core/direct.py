@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from scscore.core.denoiser import Ensemble
+
 
 class DirectPosterior(nn.Module):
     """What takes the place of :class:`~scscore.core.diffusion.ConditionalDiffusion` where only p(y given z) is wanted.
@@ -32,8 +34,12 @@ class DirectPosterior(nn.Module):
     @property
     def network(self) -> DirectNetwork:
         """The network, of several the first."""
-        members = getattr(self.denoiser, "members", [self.denoiser])
-        return members[0]
+        return self.members()[0].denoiser  # type: ignore[return-value]
+
+    def members(self) -> list[DirectPosterior]:
+        """Every network of an ensemble in a posterior of its own."""
+        networks = list(self.denoiser.members) if isinstance(self.denoiser, Ensemble) else [self.denoiser]
+        return [DirectPosterior(network) for network in networks]
 
     def log_ratio(self, z: Tensor) -> Tensor:
         """Log p(y given z) less log p(y), up to a number that all values share, nats ``(n, n_classes)``."""

@@ -11,16 +11,22 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from scscore.core.calibration import fit_calibration, fit_temperature, log_posterior, negative_log_likelihood
+from scscore.core.calibration import (
+    fit_calibration,
+    fit_temperature,
+    leave_marginal,
+    log_posterior,
+    negative_log_likelihood,
+)
 from scscore.core.denoiser import Ensemble, ResidualDenoiser
 from scscore.core.density_fit import build_density, fit_density
 from scscore.core.diffusion import ConditionalDiffusion
 from scscore.core.direct import DirectNetwork, DirectPosterior
 from scscore.core.effort import choose_effort
 from scscore.core.held_out import HeldOut, HeldOutValues
-from scscore.core.readout import ReadoutChoice, ReadoutRun, choose_readout, fit_readout
+from scscore.core.readout import Readout, ReadoutChoice, ReadoutRun, choose_readout, fit_readout
 from scscore.core.reference import GaussianReference
 from scscore.core.reference_fit import (
     INFLATIONS,
@@ -38,6 +44,7 @@ from scscore.core.target import Predictive, TargetGrid
 from scscore.core.target_reference import fit_target_reference
 from scscore.core.thinning import evenly_spread
 from scscore.core.training import TrainingConfig, TrainingResult, train
+from scscore.core.value_readout import NetworkReadout, NetworkReadoutChoice, fit_network_pool
 
 _ENOUGH_VALIDATION_CELLS = 2000
 _MAX_VALIDATION_RUNS = 3
@@ -79,7 +86,7 @@ class FitOutcome:
     temperature: float
     offsets: tuple[float, ...]
     reference: ReferenceFit
-    readout: ReadoutChoice | None
+    readout: ReadoutChoice | NetworkReadoutChoice | None
     steps: list[int]
     training_loss: list[float]
     validation_loss: list[float]
@@ -152,8 +159,8 @@ def fit_conditional_diffusion(
     every_split
         Watch cells of every split, because each holds out other donors or studies, instead of as few splits as it takes.
     with_readout
-        Pool the log-likelihoods of classes with a linear classifier (with the hybrid objective). Of no use behind an encoder that has seen the labels: its
-        training points are easier to tell apart than new ones.
+        Pool the log-likelihoods with a linear classifier, with a continuous target with networks that give its posterior directly (with the hybrid
+        objective). Of no use behind an encoder that has seen the labels: its training points are easier to tell apart than new ones.
     checkpoint_dir
         Where to write checkpoints and resume from.
     progress
@@ -177,7 +184,9 @@ def fit_conditional_diffusion(
     def labels(y: NDArray[Any]) -> Tensor:
         return torch.from_numpy(y.astype(np.int64) if grid is None else grid.soft_labels(y).astype(np.float32))
 
-    def untrained(reference: GaussianReference, z: Tensor, seed: int) -> ConditionalDiffusion | DirectPosterior:
+    def untrained(
+        reference: GaussianReference, z: Tensor, seed: int, *, direct: bool = direct
+    ) -> ConditionalDiffusion | DirectPosterior:
         width = _WIDTH if grid is None else _WIDTH_OF_VALUES
         return _with_network(schedule, reference, z, seed, width=width, direct=direct)
 
@@ -195,7 +204,9 @@ def fit_conditional_diffusion(
             common["to_bins"] = torch.from_numpy(grid.to_bins).to(torch.float32)
         return train(model, z, labels(y), prior, **{"config": config, **common, **trainer, **more})
 
+    with_readout &= config.discriminative_weight > 0 and n_classes > 1 and not direct
     results: list[TrainingResult] = []
+    of_networks: list[TrainingResult] = []
     whitenings: list[Whitening] = []
     truths: list[NDArray[np.integer]] = []
     watched_rows: list[NDArray[np.integer]] = []
@@ -215,15 +226,18 @@ def fit_conditional_diffusion(
         name = f"validation {i + 1}"
         whitenings.append(whitening)
         results.append(run(name, model, z, fold.y_train, validation=held_out, n_steps=n_steps, n_paths=n_paths))
+        if with_readout and grid is not None:
+            network = untrained(reference, z, seed, direct=True)
+            of_networks.append(run(f"{name}, readout", network, z, fold.y_train, validation=held_out))
         truths.append(fold.y_held_out[watched])
         watched_rows.append(watched)
         if validation_depth is not None:
             depths.append(validation_depth[i][watched])
         n_train += len(z)
 
-    n_checks = min(len(result.steps) for result in results)
     sizes, volumes = [len(truth) for truth in truths], [whitening.log_abs_det for whitening in whitenings]
-    validation_loss = np.average([result.validation_loss[:n_checks] for result in results], axis=0, weights=sizes)
+    validation_loss = _mean_loss(results, sizes)
+    n_checks = len(validation_loss)
     if n_classes == 1:  # a log density, which is that of the representation
         validation_loss -= np.average(volumes, weights=sizes)
     training_loss = np.mean([result.training_loss[:n_checks] for result in results], axis=0)
@@ -232,8 +246,9 @@ def fit_conditional_diffusion(
     if grid is not None:
         held_out_log_likelihood = held_out_log_likelihood @ grid.to_bins
     truth = np.concatenate(truths)
-    choice: ReadoutChoice | None = None
-    if with_readout and grid is None and n_classes > 1 and config.discriminative_weight:
+    in_all = len(x) * len(results) / n_train  # steps with all cells for one of a validation run
+    choice: ReadoutChoice | NetworkReadoutChoice | None = None
+    if with_readout and grid is None:
         runs = [
             ReadoutRun(
                 whitening, fold.x_train, fold.y_train, fold.x_held_out[rows], truth, run.log_likelihood[best].numpy()
@@ -244,8 +259,14 @@ def fit_conditional_diffusion(
         ]
         choice = choose_readout(runs, log_prior)
     bare = held_out_log_likelihood
-    if choice is not None:
+    if isinstance(choice, ReadoutChoice):
         held_out_log_likelihood = np.concatenate([_read_out(run, choice, log_prior) for run in runs])
+    elif with_readout and grid is not None:
+        at = max(int(_mean_loss(of_networks, sizes).argmin()), 1)  # an untrained network has nothing to say
+        ratios = torch.cat([result.log_likelihood[at] for result in of_networks]).numpy() @ grid.to_bins
+        weights = fit_network_pool(bare, ratios, log_prior, truth, grid)
+        choice = NetworkReadoutChoice(*weights, n_steps=round(of_networks[0].steps[at] * in_all))
+        held_out_log_likelihood = leave_marginal(weights[0] * bare + weights[1] * ratios, bare, log_prior)
     depth = np.concatenate(depths) if depths else None
     judged = _judge if grid is None else partial(_judge_values, grid=grid)
     temperature, offsets, nll, accuracy = judged(held_out_log_likelihood, log_prior, truth)
@@ -255,7 +276,7 @@ def fit_conditional_diffusion(
         volume = np.repeat(volumes, sizes)[:, None]
         held_out_log_likelihood, bare = held_out_log_likelihood + volume, bare + volume
 
-    final_steps = round(results[0].steps[best] * len(x) * len(results) / n_train)
+    final_steps = round(results[0].steps[best] * in_all)
     if direct:  # there is no reference to do without a network
         final_steps = max(final_steps, 1)
     z, members = chosen.whitening(torch.from_numpy(x)), []
@@ -266,16 +287,32 @@ def fit_conditional_diffusion(
     final = members[0] if members else ConditionalDiffusion(schedule, chosen.reference)
     if len(members) > 1:
         final.denoiser = Ensemble([member.denoiser for member in members])  # type: ignore[misc]
-    if choice is not None:
-        final.readout = fit_readout(x, y, chosen.whitening, choice, log_prior)
+    readout: Readout | None = None
+    if isinstance(choice, ReadoutChoice):
+        readout = fit_readout(x, y, chosen.whitening, choice, log_prior)
+    elif choice is not None and grid is not None:
+        networks: list[nn.Module] = []
+        for i in range(n_members):
+            network = untrained(chosen.reference, z, seed + i, direct=True)
+            name = f"all cells, readout {i + 1}"
+            run(name, network, z, y, config=replace(config, max_steps=choice.n_steps), seed=seed + i)
+            networks.append(network.denoiser)  # type: ignore[arg-type]
+        readout = NetworkReadout(
+            networks[0] if n_members == 1 else Ensemble(networks),
+            torch.tensor(choice.of_network),
+            torch.tensor(choice.of_diffusion),
+            torch.from_numpy(log_prior),
+            torch.from_numpy(grid.to_bins),
+        )
+    if readout is not None:
+        final.readout = readout
     final.eval()
     n_jumps = n_steps
     if isinstance(final, ConditionalDiffusion):
         some = chosen.whitening(torch.from_numpy(x[evenly_spread(len(x), _ENOUGH_CELLS_FOR_LEVELS)]))
         log_weights = log_prior + (np.asarray(offsets) if offsets else 0.0)
-        alone = final  # with a continuous target the posteriors of the networks are averaged, not their residuals
-        if grid is not None and isinstance(final.denoiser, Ensemble):
-            alone = ConditionalDiffusion(schedule, final.reference, final.denoiser.members[0]).eval()
+        # with a continuous target the posteriors of the networks are averaged, not their residuals
+        alone = final if grid is None else final.members()[0].eval()
         final.schedule, n_jumps = choose_effort(
             alone, some, log_weights, temperature, n_paths=n_paths, grid=grid, seed=seed
         )
@@ -296,8 +333,16 @@ def fit_conditional_diffusion(
         held_out=HeldOut.of(held_out_log_likelihood, truth, depth, None if choice is None else bare)
         if grid is None
         else None,
-        held_out_values=None if grid is None else HeldOutValues.of(held_out_log_likelihood, truth, depth),
+        held_out_values=None
+        if grid is None
+        else HeldOutValues.of(held_out_log_likelihood, truth, depth, None if choice is None else bare),
     )
+
+
+def _mean_loss(results: Sequence[TrainingResult], sizes: Sequence[int]) -> Array:
+    """Validation loss at the checks that all runs have, averaged over runs of some numbers of cells."""
+    n_checks = min(len(result.steps) for result in results)
+    return np.average([result.validation_loss[:n_checks] for result in results], axis=0, weights=sizes)
 
 
 def _read_out(run: ReadoutRun, choice: ReadoutChoice, log_prior: Array) -> Array:

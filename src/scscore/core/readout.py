@@ -35,37 +35,36 @@ _MOST_ITERATIONS = 300
 _NEGLIGIBLE = 2.0  # nats, of all held-out cells together
 
 
-class LinearReadout(nn.Module):
-    r"""Pools the log-likelihoods of the classes with a linear classifier.
+class Readout(nn.Module):
+    r"""What is pooled with the log-likelihoods of a diffusion, and leaves its log p(z) alone.
 
     Parameters
     ----------
-    weight, bias
-        Of the classifier, nats per unit ``(n_classes, n_features)`` and nats ``(n_classes,)``, times its weight in the pool; without the prior
-        of the classes.
     exponent
         :math:`a`, what the log-likelihoods weigh in the pool.
     log_prior
-        Log prior for which the pool leaves :math:`\log p(z)` alone, nats, ``(n_classes,)``.
+        Log prior for which the pool leaves :math:`\log p(z)` alone, nats, ``(n_classes,)``; of a continuous target, of the bins.
+    to_bins
+        Linear map ``(n_nodes, n_bins)`` of the log-likelihoods at the nodes of a continuous target; ``None`` for classes.
     """
 
-    weight: Tensor
-    bias: Tensor
     exponent: Tensor
     log_prior: Tensor
+    to_bins: Tensor | None
 
-    def __init__(self, weight: Tensor, bias: Tensor, exponent: Tensor, log_prior: Tensor) -> None:
+    def __init__(self, exponent: Tensor, log_prior: Tensor, to_bins: Tensor | None = None) -> None:
         super().__init__()
-        for name, value in {"weight": weight, "bias": bias, "exponent": exponent, "log_prior": log_prior}.items():
-            self.register_buffer(name, value.to(torch.float64))
+        for name, value in {"exponent": exponent, "log_prior": log_prior, "to_bins": to_bins}.items():
+            self.register_buffer(name, None if value is None else value.to(torch.float64))
+
+    def expert(self, z: Tensor, lam: Tensor | None) -> Tensor:
+        """Its log-ratios times their weight, of points ``(..., n_features)`` at a log SNR (``None``: clean), nats ``(..., n_classes)``."""
+        raise NotImplementedError
 
     def pooled(
         self, log_likelihood: Tensor, z: Tensor, *, lam: Tensor | None = None, classes: Tensor | None = None
     ) -> Tensor:
         r"""The pool :math:`u_c`, nats, up to a number that all classes share.
-
-        Noised to log SNR :math:`\lambda`, a linear log-ratio is that of two Gaussians of unit variance, hence
-        :math:`\alpha\,w_c \cdot z_\lambda + \alpha^2 b_c`.
 
         Parameters
         ----------
@@ -78,21 +77,56 @@ class LinearReadout(nn.Module):
         classes
             The classes that `log_likelihood` is of, ``(..., n_wanted)``; ``None``: all.
         """
-        alpha = 1.0 if lam is None else NoiseSchedule.alpha(lam).to(torch.float64)
-        linear = alpha * (z.to(torch.float64) @ self.weight.T) + alpha**2 * self.bias
+        own = self.expert(z, lam)
         if classes is not None:
-            linear = linear.gather(-1, classes)
-        return self.exponent * log_likelihood + linear
+            own = own.gather(-1, classes)
+        return self.exponent * log_likelihood + own
 
     def normaliser(self, log_likelihood: Tensor, z: Tensor) -> Tensor:
         """What is added to the pool of all classes so that its mixture over the prior is that of `log_likelihood`, nats ``(..., 1)``."""
-        pooled = self.pooled(log_likelihood, z)
-        marginal, of_pool = ((value + self.log_prior).logsumexp(-1, keepdim=True) for value in (log_likelihood, pooled))
-        return marginal - of_pool
+        return self._log_mixture(log_likelihood) - self._log_mixture(self.pooled(log_likelihood, z))
 
     def forward(self, log_likelihood: Tensor, z: Tensor) -> Tensor:
         """Log-likelihoods whose posterior is that of the pool and whose mixture over the prior is that of `log_likelihood`, nats."""
         return self.pooled(log_likelihood, z) + self.normaliser(log_likelihood, z)
+
+    def members(self) -> list[Readout]:
+        """One readout for every network of an ensemble."""
+        return [self]
+
+    def _log_mixture(self, values: Tensor) -> Tensor:
+        if self.to_bins is not None:
+            values = values @ self.to_bins
+        return (values + self.log_prior).logsumexp(-1, keepdim=True)
+
+
+class LinearReadout(Readout):
+    r"""Pools the log-likelihoods of the classes with a linear classifier.
+
+    Noised to log SNR :math:`\lambda`, a linear log-ratio is that of two Gaussians of unit variance, hence
+    :math:`\alpha\,w_c \cdot z_\lambda + \alpha^2 b_c`.
+
+    Parameters
+    ----------
+    weight, bias
+        Of the classifier, nats per unit ``(n_classes, n_features)`` and nats ``(n_classes,)``, times its weight in the pool; without the prior
+        of the classes.
+    exponent, log_prior
+        As in :class:`Readout`.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor, exponent: Tensor, log_prior: Tensor) -> None:
+        super().__init__(exponent, log_prior)
+        for name, value in {"weight": weight, "bias": bias}.items():
+            self.register_buffer(name, value.to(torch.float64))
+
+    def expert(self, z: Tensor, lam: Tensor | None) -> Tensor:
+        """See :meth:`Readout.expert`."""
+        alpha = 1.0 if lam is None else NoiseSchedule.alpha(lam).to(torch.float64)
+        return alpha * (z.to(torch.float64) @ self.weight.T) + alpha**2 * self.bias
 
 
 class ReadoutRun(NamedTuple):

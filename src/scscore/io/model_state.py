@@ -17,11 +17,12 @@ from scscore.core.denoiser import Ensemble, ResidualDenoiser
 from scscore.core.diffusion import ConditionalDiffusion
 from scscore.core.direct import DirectNetwork, DirectPosterior
 from scscore.core.held_out import HeldOut, HeldOutValues
-from scscore.core.readout import LinearReadout
+from scscore.core.readout import LinearReadout, Readout
 from scscore.core.reference import GaussianReference
 from scscore.core.reference_fit import Whitening
 from scscore.core.schedule import NoiseSchedule
 from scscore.core.target import TargetGrid
+from scscore.core.value_readout import NetworkReadout
 from scscore.io.conv_network import ConvNetwork
 from scscore.io.gene_space import RidgeDecoder
 from scscore.io.image_encoder import ImageEncoder
@@ -81,13 +82,14 @@ def model_metadata(model: ScoreModel) -> dict[str, Any]:
         stored = {"type": "images", **asdict(encoder.grid)}
     else:
         stored = {"type": "obsm", "key": encoder.key, "n_features": encoder.n_features}  # type: ignore[attr-defined]
-    denoiser = model.engine.denoiser
+    denoiser, readout = model.engine.denoiser, getattr(model.engine, "readout", None)
     return {
         "scscore_version": model.params["version"],
         "classes": model.classes.tolist(),
         "representation": stored,
         "schedule": None if isinstance(model.engine, DirectPosterior) else vars(model.engine.schedule),
         "denoiser": None if denoiser is None else denoiser.shape,
+        **({"readout": readout.network.shape} if isinstance(readout, NetworkReadout) else {}),
         "calibration": vars(model.calibration),
         "covariates": None if model.covariates is None else _names(model.covariates),
         "target": None if model.target is None else asdict(model.target),
@@ -147,9 +149,7 @@ def _engine(
     """The engine of a model file."""
     shape, weights = metadata["denoiser"], part("denoiser.")
     if metadata["schedule"] is None:
-        return DirectPosterior(
-            _network(shape, weights, lambda part, one: DirectNetwork(part["scale"], len(part["output.bias"]), **one))
-        )
+        return DirectPosterior(_network(shape, weights, _direct))
     reference = GaussianReference(**part("reference."))
     denoiser: torch.nn.Module | None = None
     if shape == {"exact": True}:
@@ -157,8 +157,17 @@ def _engine(
     elif shape is not None:
         means = reference.class_means
         denoiser = _network(shape, weights, lambda part, one: ResidualDenoiser(means, part["scale"], **one))
-    readout = LinearReadout(**stored) if (stored := part("readout.")) else None
+    readout: Readout | None = None
+    if (shape := metadata.get("readout")) is not None:
+        stored = {k: v for k, v in part("readout.").items() if not k.startswith("network.")}
+        readout = NetworkReadout(_network(shape, part("readout.network."), _direct), **stored)
+    elif stored := part("readout."):
+        readout = LinearReadout(**stored)
     return ConditionalDiffusion(NoiseSchedule(**metadata["schedule"]), reference, denoiser, readout)
+
+
+def _direct(part: dict[str, torch.Tensor], shape: dict[str, Any]) -> DirectNetwork:
+    return DirectNetwork(part["scale"], len(part["output.bias"]), **shape)
 
 
 def _network(

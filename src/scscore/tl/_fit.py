@@ -138,8 +138,9 @@ def fit(
         in :func:`scscore.tl.classify`. With a continuous target, a density over it: ``"train"``, ``"uniform"``, or an array over the bins.
     objective
         ``"hybrid"`` adds the cross-entropy of the class posterior to the generative loss, and pools the log-likelihoods of the classes with a linear
-        classifier of the same features (not with ``encoder="conv"``, which is one); ``"generative"`` does neither: a density per class and nothing else. ``"direct"``, for
-        continuous targets, is a network for p(y given x) alone: faster, without densities, novelty and attributions.
+        classifier of the same features (not with ``encoder="conv"``, which is one), those of a continuous target with networks for p(y given x);
+        ``"generative"`` does neither: a density per class and nothing else. ``"direct"``, for continuous targets, is these networks alone: faster, without
+        densities, novelty and attributions.
     n_members
         Train so many networks on all cells, from different random numbers, and use their mean. Fitting and classifying take that
         many times longer. ``None``: 1 for classes, 5 for a continuous target, where the mean posterior is used and the disagreement is the

@@ -163,7 +163,8 @@ def regress(
     ):
         found = [estimate.mean.numpy() for estimate in estimates]
         posteriors = np.exp([log_posterior(of_one, log_prior, temperature) for of_one in found])
-        weights[rows], marginal[rows] = posteriors.mean(0), np.mean(found, axis=0)
+        weights[rows] = posteriors.mean(0)
+        marginal[rows] = np.mean([estimate.density.numpy() for estimate in estimates], axis=0)
         own_entropy[rows], mutual_information[rows] = entropies(grid, posteriors)
         error[rows] = sum(
             _error_of_mean(estimate.draws.numpy(), Predictive(grid, posterior), temperature) ** 2
