@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,22 +11,20 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from scscore.core.calibration import (
     fit_calibration,
     fit_temperature,
-    leave_marginal,
     log_posterior,
     negative_log_likelihood,
 )
-from scscore.core.denoiser import Ensemble, ResidualDenoiser
+from scscore.core.denoiser import Ensemble
 from scscore.core.density_fit import build_density, fit_density
 from scscore.core.diffusion import ConditionalDiffusion
-from scscore.core.direct import DirectNetwork, DirectPosterior
+from scscore.core.direct import DirectPosterior
 from scscore.core.effort import choose_effort
 from scscore.core.held_out import HeldOut, HeldOutValues
-from scscore.core.readout import Readout, ReadoutChoice, ReadoutRun, choose_readout, fit_readout
+from scscore.core.readout import ReadoutChoice, fit_readout
 from scscore.core.reference import GaussianReference
 from scscore.core.reference_fit import (
     INFLATIONS,
@@ -43,14 +41,11 @@ from scscore.core.schedule import NoiseSchedule
 from scscore.core.target import Predictive, TargetGrid
 from scscore.core.target_reference import fit_target_reference
 from scscore.core.thinning import evenly_spread
-from scscore.core.training import TrainingConfig, TrainingResult, train
-from scscore.core.value_readout import NetworkReadout, NetworkReadoutChoice, fit_network_pool
+from scscore.core.training import TrainingConfig
+from scscore.core.validation import NetworkTraining, ValidationRuns
+from scscore.core.value_readout import NetworkReadout, NetworkReadoutChoice
 
-_ENOUGH_VALIDATION_CELLS = 2000
-_MAX_VALIDATION_RUNS = 3
 _ENOUGH_CELLS_FOR_LEVELS = 300
-# of the networks: with a continuous target they have more to learn than the reference knows
-_WIDTH, _WIDTH_OF_VALUES = 128, 256
 
 
 @dataclass(frozen=True)
@@ -179,134 +174,44 @@ def fit_conditional_diffusion(
         seed=seed,
         grid=grid,
     )
-    prior = torch.from_numpy(log_prior).to(torch.float32)
-
-    def labels(y: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(y.astype(np.int64) if grid is None else grid.soft_labels(y).astype(np.float32))
-
-    def untrained(
-        reference: GaussianReference, z: Tensor, seed: int, *, direct: bool = direct
-    ) -> ConditionalDiffusion | DirectPosterior:
-        width = _WIDTH if grid is None else _WIDTH_OF_VALUES
-        return _with_network(schedule, reference, z, seed, width=width, direct=direct)
-
-    def run(
-        name: str, model: ConditionalDiffusion | DirectPosterior, z: Tensor, y: NDArray[Any], **more: Any
-    ) -> TrainingResult:
-        directory = None if checkpoint_dir is None else checkpoint_dir / name.replace(" ", "_")
-        common: dict[str, Any] = {
-            "seed": seed,
-            "checkpoint_dir": directory,
-            "progress": progress,
-            "description": f"fit: {name}",
-        }
-        if grid is not None:
-            common["to_bins"] = torch.from_numpy(grid.to_bins).to(torch.float32)
-        return train(model, z, labels(y), prior, **{"config": config, **common, **trainer, **more})
-
+    training = NetworkTraining(
+        schedule=schedule,
+        config=config,
+        log_prior=log_prior,
+        seed=seed,
+        grid=grid,
+        direct=direct,
+        checkpoint_dir=checkpoint_dir,
+        progress=progress,
+        trainer=trainer,
+    )
     with_readout &= config.discriminative_weight > 0 and n_classes > 1 and not direct
-    results: list[TrainingResult] = []
-    of_networks: list[TrainingResult] = []
-    whitenings: list[Whitening] = []
-    truths: list[NDArray[np.integer]] = []
-    watched_rows: list[NDArray[np.integer]] = []
-    depths: list[Array] = []
-    n_train, n_watched = 0, _ENOUGH_VALIDATION_CELLS
-    n_runs = len(validation) if every_split else min(len(validation), _MAX_VALIDATION_RUNS)
-    for i, fold in enumerate(validation[:n_runs]):
-        if every_split:
-            n_watched = -(-_ENOUGH_VALIDATION_CELLS // n_runs)
-        elif sum(len(truth) for truth in truths) >= _ENOUGH_VALIDATION_CELLS:
-            break
-        whitening, reference = of_fold(i)
-        z = whitening(torch.from_numpy(fold.x_train))
-        watched = evenly_spread(len(fold.y_held_out), n_watched)
-        held_out = whitening(torch.from_numpy(fold.x_held_out[watched])), labels(fold.y_held_out[watched])
-        model = untrained(reference, z, seed)
-        name = f"validation {i + 1}"
-        whitenings.append(whitening)
-        results.append(run(name, model, z, fold.y_train, validation=held_out, n_steps=n_steps, n_paths=n_paths))
-        if with_readout and grid is not None:
-            network = untrained(reference, z, seed, direct=True)
-            of_networks.append(run(f"{name}, readout", network, z, fold.y_train, validation=held_out))
-        truths.append(fold.y_held_out[watched])
-        watched_rows.append(watched)
-        if validation_depth is not None:
-            depths.append(validation_depth[i][watched])
-        n_train += len(z)
-
-    sizes, volumes = [len(truth) for truth in truths], [whitening.log_abs_det for whitening in whitenings]
-    validation_loss = _mean_loss(results, sizes)
-    n_checks = len(validation_loss)
-    if n_classes == 1:  # a log density, which is that of the representation
-        validation_loss -= np.average(volumes, weights=sizes)
-    training_loss = np.mean([result.training_loss[:n_checks] for result in results], axis=0)
-    best = int(validation_loss.argmin())
-    held_out_log_likelihood = torch.cat([result.log_likelihood[best] for result in results]).numpy()
-    if grid is not None:
-        held_out_log_likelihood = held_out_log_likelihood @ grid.to_bins
-    truth = np.concatenate(truths)
-    in_all = len(x) * len(results) / n_train  # steps with all cells for one of a validation run
+    runs = ValidationRuns.of(
+        training,
+        validation,
+        of_fold,
+        n_steps=n_steps,
+        n_paths=n_paths,
+        depth=validation_depth,
+        every_split=every_split,
+        with_network_readout=with_readout and grid is not None,
+    )
+    bare = log_likelihood = runs.log_likelihood()
     choice: ReadoutChoice | NetworkReadoutChoice | None = None
-    if with_readout and grid is None:
-        runs = [
-            ReadoutRun(
-                whitening, fold.x_train, fold.y_train, fold.x_held_out[rows], truth, run.log_likelihood[best].numpy()
-            )
-            for whitening, fold, rows, truth, run in zip(
-                whitenings, validation, watched_rows, truths, results, strict=False
-            )
-        ]
-        choice = choose_readout(runs, log_prior)
-    bare = held_out_log_likelihood
-    if isinstance(choice, ReadoutChoice):
-        held_out_log_likelihood = np.concatenate([_read_out(run, choice, log_prior) for run in runs])
-    elif with_readout and grid is not None:
-        at = max(int(_mean_loss(of_networks, sizes).argmin()), 1)  # an untrained network has nothing to say
-        ratios = torch.cat([result.log_likelihood[at] for result in of_networks]).numpy() @ grid.to_bins
-        weights = fit_network_pool(bare, ratios, log_prior, truth, grid)
-        choice = NetworkReadoutChoice(*weights, n_steps=round(of_networks[0].steps[at] * in_all))
-        held_out_log_likelihood = leave_marginal(weights[0] * bare + weights[1] * ratios, bare, log_prior)
-    depth = np.concatenate(depths) if depths else None
+    if with_readout:
+        choice, log_likelihood = runs.linear_readout(log_prior) if grid is None else runs.network_readout(grid, len(x))
     judged = _judge if grid is None else partial(_judge_values, grid=grid)
-    temperature, offsets, nll, accuracy = judged(held_out_log_likelihood, log_prior, truth)
+    temperature, offsets, nll, accuracy = judged(log_likelihood, log_prior, runs.truth)
     if n_classes == 1:
-        nll = float(validation_loss[best])
+        nll = float(runs.loss.min())
     if not direct:  # from the whitened space to the representation
-        volume = np.repeat(volumes, sizes)[:, None]
-        held_out_log_likelihood, bare = held_out_log_likelihood + volume, bare + volume
+        volume = runs.log_abs_det[:, None]
+        log_likelihood, bare = log_likelihood + volume, bare + volume
 
-    final_steps = round(results[0].steps[best] * in_all)
+    final_steps = runs.n_steps_for(len(x), runs.steps[runs.best])
     if direct:  # there is no reference to do without a network
         final_steps = max(final_steps, 1)
-    z, members = chosen.whitening(torch.from_numpy(x)), []
-    for i in range(n_members if final_steps else 0):
-        name = "all cells" if n_members == 1 else f"all cells, member {i + 1}"
-        members.append(untrained(chosen.reference, z, seed + i))
-        run(name, members[i], z, y, config=replace(config, max_steps=final_steps), seed=seed + i)
-    final = members[0] if members else ConditionalDiffusion(schedule, chosen.reference)
-    if len(members) > 1:
-        final.denoiser = Ensemble([member.denoiser for member in members])  # type: ignore[misc]
-    readout: Readout | None = None
-    if isinstance(choice, ReadoutChoice):
-        readout = fit_readout(x, y, chosen.whitening, choice, log_prior)
-    elif choice is not None and grid is not None:
-        networks: list[nn.Module] = []
-        for i in range(n_members):
-            network = untrained(chosen.reference, z, seed + i, direct=True)
-            name = f"all cells, readout {i + 1}"
-            run(name, network, z, y, config=replace(config, max_steps=choice.n_steps), seed=seed + i)
-            networks.append(network.denoiser)  # type: ignore[arg-type]
-        readout = NetworkReadout(
-            networks[0] if n_members == 1 else Ensemble(networks),
-            torch.tensor(choice.of_network),
-            torch.tensor(choice.of_diffusion),
-            torch.from_numpy(log_prior),
-            torch.from_numpy(grid.to_bins),
-        )
-    if readout is not None:
-        final.readout = readout
-    final.eval()
+    final = _final_model(training, chosen, x, y, final_steps, choice, n_members)
     n_jumps = n_steps
     if isinstance(final, ConditionalDiffusion):
         some = chosen.whitening(torch.from_numpy(x[evenly_spread(len(x), _ENOUGH_CELLS_FOR_LEVELS)]))
@@ -316,6 +221,7 @@ def fit_conditional_diffusion(
         final.schedule, n_jumps = choose_effort(
             alone, some, log_weights, temperature, n_paths=n_paths, grid=grid, seed=seed
         )
+    held_out = log_likelihood, runs.truth, runs.log_depth, None if choice is None else bare
     return FitOutcome(
         whitening=chosen.whitening,
         engine=final,
@@ -323,33 +229,56 @@ def fit_conditional_diffusion(
         offsets=offsets,
         reference=chosen,
         readout=choice,
-        steps=results[0].steps[:n_checks],
-        training_loss=training_loss.tolist(),
-        validation_loss=validation_loss.tolist(),
+        steps=runs.steps,
+        training_loss=runs.training_loss,
+        validation_loss=runs.loss.tolist(),
         n_steps=final_steps,
         n_jumps=n_jumps,
         validation_nll=nll,
         validation_accuracy=accuracy,
-        held_out=HeldOut.of(held_out_log_likelihood, truth, depth, None if choice is None else bare)
-        if grid is None
-        else None,
-        held_out_values=None
-        if grid is None
-        else HeldOutValues.of(held_out_log_likelihood, truth, depth, None if choice is None else bare),
+        held_out=HeldOut.of(*held_out) if grid is None else None,
+        held_out_values=None if grid is None else HeldOutValues.of(*held_out),
     )
 
 
-def _mean_loss(results: Sequence[TrainingResult], sizes: Sequence[int]) -> Array:
-    """Validation loss at the checks that all runs have, averaged over runs of some numbers of cells."""
-    n_checks = min(len(result.steps) for result in results)
-    return np.average([result.validation_loss[:n_checks] for result in results], axis=0, weights=sizes)
+def _final_model(
+    training: NetworkTraining,
+    chosen: ReferenceFit,
+    x: Array,
+    y: NDArray[Any],
+    n_steps: int,
+    choice: ReadoutChoice | NetworkReadoutChoice | None,
+    n_members: int,
+) -> ConditionalDiffusion | DirectPosterior:
+    """The model of all cells: the reference, networks trained for so many steps (none: without them), the readout."""
+    z, log_prior = chosen.whitening(torch.from_numpy(x)), training.log_prior
+
+    def trained(name: str, max_steps: int, *, readout: bool) -> list[ConditionalDiffusion | DirectPosterior]:
+        models = []
+        for i in range(n_members):
+            model = training.untrained(chosen.reference, z, member=i, readout=readout)
+            training.run(name.format(i + 1), model, z, y, max_steps=max_steps, member=i)
+            models.append(model)
+        return models
+
+    final: ConditionalDiffusion | DirectPosterior = ConditionalDiffusion(training.schedule, chosen.reference)
+    if n_steps:
+        name = "all cells" if n_members == 1 else "all cells, member {}"
+        final = _ensemble(trained(name, n_steps, readout=False))
+    if isinstance(choice, ReadoutChoice):
+        final.readout = fit_readout(x, y, chosen.whitening, choice, log_prior)
+    elif choice is not None and training.grid is not None:
+        networks = _ensemble(trained("all cells, readout {}", choice.n_steps, readout=True)).denoiser
+        parts = choice.of_network, choice.of_diffusion, log_prior, training.grid.to_bins
+        final.readout = NetworkReadout(networks, *(torch.as_tensor(part) for part in parts))  # type: ignore[arg-type]
+    return final.eval()
 
 
-def _read_out(run: ReadoutRun, choice: ReadoutChoice, log_prior: Array) -> Array:
-    """Log-likelihoods of the held-out cells of a run, pooled with a readout of its training cells."""
-    readout = fit_readout(run.x_train, run.y_train, run.whitening, choice, log_prior)
-    z = run.whitening(torch.from_numpy(run.x_held_out))
-    return readout(torch.from_numpy(run.log_likelihood), z).numpy()
+def _ensemble(models: list[ConditionalDiffusion | DirectPosterior]) -> ConditionalDiffusion | DirectPosterior:
+    """The first of the models, with the mean of all networks."""
+    if len(models) > 1:
+        models[0].denoiser = Ensemble([model.denoiser for model in models])  # type: ignore[misc]
+    return models[0]
 
 
 def _judge(
@@ -415,14 +344,3 @@ def _weights_without(i: int, folds: Sequence[Fold], chosen: ReferenceFit, n_clas
     others = [j for j in range(len(folds)) if j != i] or [i]
     labels = np.concatenate([folds[j].y_held_out for j in others])
     return overlap_weights(np.concatenate([chosen.held_out[j] for j in others]), labels, n_classes)
-
-
-def _with_network(
-    schedule: NoiseSchedule, reference: GaussianReference, z: Tensor, seed: int, *, width: int, direct: bool
-) -> ConditionalDiffusion | DirectPosterior:
-    """A model with an untrained network for points like `z`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if direct:
-            return DirectPosterior(DirectNetwork(z.std(0), reference.n_classes, width=width))
-        return ConditionalDiffusion(schedule, reference, ResidualDenoiser(reference.class_means, z.std(0), width=width))
