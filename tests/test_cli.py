@@ -62,6 +62,14 @@ def test_fit_is_the_fit_of_python(files: Path) -> None:
     assert model.classes.tolist() == sorted(CLASSES)
 
 
+def test_fit_takes_covariates_and_members(files: Path, tmp_path: Path) -> None:
+    arguments = ["fit", f"{files}/toy.h5ad", "--condition", "class", "--model", f"{tmp_path}/m", "--n-comps", "3"]
+    options = ["--covariates", "score", "--n-members", "2", "--max-epochs", "1", "--accelerator", "cpu", "--quiet"]
+    assert main([*arguments, *options]) == 0
+    more = {"covariates": ["score"], "n_members": 2, "max_epochs": 1, "accelerator": "cpu", "progress": False}
+    assert scs.load(tmp_path / "m").hash == scs.tl.fit(toy(), "class", n_comps=3, **more).hash
+
+
 @pytest.mark.parametrize("source", [".h5ad", ".zarr"])
 @pytest.mark.parametrize("target", [".h5ad", ".zarr"])
 def test_classify_writes_what_python_writes(files: Path, tmp_path: Path, source: str, target: str) -> None:

@@ -140,6 +140,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--n-top-genes", type=int, metavar="N", help="use only this many highly variable genes (default: all)")
     add("--n-comps", type=int, metavar="N", help="principal components (default: chosen by cross-validation)")
     add("--split-key", metavar="COLUMN", help="column of obs with donors or batches, held out as a whole in validation")
+    add(
+        "--covariates",
+        nargs="+",
+        metavar="COLUMN",
+        help="columns of obs with batches, doses or whatever else shifts all cells; strings and integers are names, floating-point numbers have a slope",
+    )
     add("--prior", choices=["train", "uniform"], default="train", help="class prior (default: train, the frequencies)")
     add(
         "--objective",
@@ -147,6 +153,7 @@ def _parser() -> argparse.ArgumentParser:
         default="hybrid",
         help="training loss (default: hybrid)",
     )
+    add("--n-members", type=int, metavar="N", help="networks that are averaged (default: 1, of a continuous target 5)")
     add("--max-epochs", type=int, metavar="N", help="upper bound on training")
     add("--accelerator", default="auto", help="cpu, gpu, ... as in Lightning (default: auto)")
     add("--devices", default="1", help="number of devices, or a list such as 0,1 (default: 1)")
@@ -245,7 +252,7 @@ def _fit(arguments: argparse.Namespace) -> None:
     from scscore import images, tl
 
     data = ("layer", "use_rep", "input", "continuous", "circular", "n_top_genes", "n_comps", "split_key")
-    same = (*data, "prior", "objective", "max_epochs")
+    same = (*data, "covariates", "prior", "objective", "n_members", "max_epochs")
     try:
         model = tl.fit(
             adata,

@@ -181,6 +181,7 @@ class ScoreModel:
                 *classes,
                 f"  representation  {space}",
                 f"  reference       {reference}",
+                *self._covariates(),
                 trained,
                 *self._levels(),
                 *temperature,
@@ -191,6 +192,12 @@ class ScoreModel:
     def _range(self, target: TargetGrid) -> str:
         n_cells = round(self.class_counts.sum())
         return f"{target.edges[0]:.3g} to {target.edges[-1]:.3g} in {target.n_bins} bins, {n_cells} cells"
+
+    def _covariates(self) -> list[str]:
+        if (found := self.covariates) is None or not found.names:
+            return []
+        names = [", ".join(found.columns) + f" ({len(found.levels)} levels)"] if found.columns else []
+        return [f"  covariates      {', '.join([*names, *(f'{name} (slope)' for name in found.numeric)])}"]
 
     def _adapted(self) -> list[str]:
         if not (shifts := self.params.get("adapted", {}).get("shifts")):
@@ -242,7 +249,7 @@ class ScoreModel:
         return self.covariates.of_cells(adata.obs)
 
     def without_covariates(self, x: NDArray[np.float64], cells: CellCovariates) -> NDArray[np.float64]:
-        """Points of the representation without the shift by their covariates, where that is known."""
+        """Points of the representation without what is known of the shift by their covariates."""
         return x if self.covariates is None else x - self.covariates.of(cells)
 
     def log_likelihood(self, adata: AnnData, **options: Any) -> Iterator[tuple[slice, LogLikelihood]]:
@@ -298,7 +305,7 @@ class ScoreModel:
             engine.to(device)
         direct = isinstance(self.engine, DirectPosterior)
         noise, volume = NoiseStream(seed), 0.0 if direct else self.whitening.log_abs_det
-        unknown_cells = None if self.covariates is None else self.covariates_of(adata).unknown
+        covariates = self.covariates_of(adata)
         effort: dict[str, Any] = {"estimator": estimator, "n_steps": n_steps, "n_paths": n_paths, "stopping": stopping}
 
         def estimate(engine: ConditionalDiffusion | DirectPosterior, z: torch.Tensor, rows: slice) -> LogLikelihood:
@@ -306,10 +313,10 @@ class ScoreModel:
                 return log_likelihood(engine, points, noise=noise, start=rows.start, **effort)
 
             found = at(z)
-            if unknown_cells is not None and (unknown := unknown_cells[rows]).any():
-                shifts, frequencies = self._possible_shifts()
-                levels = [at(z - shift) for shift in shifts.to(z)]
-                found = found.replaced(LogLikelihood.mixture(levels, np.log(frequencies)), unknown)
+            possible = [] if self.covariates is None else self.covariates.alternatives(covariates.rows(rows))
+            for unknown, log_weights, shifts in possible:
+                parts = [at(z - self._whitened_shift(shift).to(z)) for shift in shifts]
+                found = found.replaced(LogLikelihood.mixture(parts, log_weights), unknown)
             found = found.shifted(volume)
             return found if self.target is None else found.mapped(self.target.to_bins)
 
@@ -351,10 +358,9 @@ class ScoreModel:
         """Every network of the model in an engine of its own (``n_members`` of :func:`scscore.tl.fit`)."""
         return list(self.engine.members())
 
-    def _possible_shifts(self) -> tuple[torch.Tensor, NDArray[np.float64]]:
-        """Shifts by covariates that a cell may have, in the engine's space ``(n, n_features)``, and their frequencies ``(n,)``."""
-        shifts, frequencies = self.covariates.possible()  # type: ignore[union-attr]
-        return torch.from_numpy(shifts[:, : len(self.whitening.center)]) @ self.whitening.matrix, frequencies
+    def _whitened_shift(self, shift: NDArray[np.float64]) -> torch.Tensor:
+        """A shift of the representation ``(n, ...)`` in the engine's space, ``(n, n_features)``."""
+        return torch.from_numpy(shift[:, : len(self.whitening.center)]) @ self.whitening.matrix
 
     def points(
         self,

@@ -100,7 +100,7 @@ def test_batches_by_number_are_found_whatever_their_type(model: scs.ScoreModel, 
     with caplog.at_level(logging.INFO, logger="scscore"):
         found = scs.tl.classify(query, adapted, copy=True, progress=False).obsm["scscore_log_likelihood"]
     np.testing.assert_array_equal(found[1:], whole[1:])
-    assert "1 of 400 cells have no value of ['batch'] that the model knows" in caplog.text
+    assert "1 of 400 cells lack a value of ['batch'] that the model knows" in caplog.text
 
 
 def test_known_batches_keep_their_shift():

@@ -108,6 +108,9 @@ def test_covariates_survive_saving(models: dict[str, scs.ScoreModel], tmp_path: 
         ("batch", {"batch": np.r_[np.inf, np.arange(100.0)]}, ValueError, "infinite"),
         ("batch", {"batch": np.r_[np.nan, np.arange(100.0)]}, ValueError, "1 labelled cells have no value"),
         (["batch", 3], {}, TypeError, "covariates must be a name"),
+        (["batch", "batch"], {}, ValueError, "different columns"),
+        (["batch", "class"], {}, ValueError, "not the condition"),
+        ("n", {"n": np.arange(101)}, ValueError, "101 levels for 101 cells"),
         ("batch", {"batch": [None] + ["left", "right"] * 50}, ValueError, "1 labelled cells have no value"),
     ],
 )
@@ -135,27 +138,54 @@ def of_doses() -> scs.ScoreModel:
 
 
 def test_known_doses_are_taken_out(of_doses: scs.ScoreModel):
-    query = dosed(1000, 1)
-    assert accuracy(classified(query, of_doses)) == pytest.approx(0.841, abs=0.04)  # Phi(1), Bayes
-    del query.obs["dose"]
-    assert 0.5 < accuracy(classified(query, of_doses)) < 0.76
+    assert accuracy(classified(dosed(1000, 1), of_doses)) == pytest.approx(norm.cdf(1), abs=0.04)  # Bayes
     assert of_doses.params["covariates"] == ["batch", "dose"]
+    assert "covariates      batch (2 levels), dose (slope)" in of_doses.summary()
 
 
-def test_unknown_doses_are_summed_over(of_doses: scs.ScoreModel):
-    """The density of a cell of unknown dose and batch, in closed form: a mixture over batches, smoothed by the doses."""
+@pytest.mark.parametrize("missing", ["dose", "batch", "both"])
+def test_what_is_unknown_is_summed_over_and_what_is_known_is_used(of_doses: scs.ScoreModel, missing: str):
+    """The log-ratio in closed form: doses widen the classes, unknown batches make mixtures of them."""
     query = dosed(400, 2)
-    query.obs["dose"] = np.nan
-    query.obs.loc[query.obs_names[:10], "batch"] = "a batch that nobody has seen"
-    found = classified(query, of_doses)
-    x = query.obsm["X_toy"]
-    log_density = [
-        logsumexp([norm(2 * c + s, np.hypot(1, 1.5)).logpdf(x[:, 0]) for s in SHIFTS.values()], axis=0, b=0.5)
-        + norm.logpdf(x[:, 1])
-        for c in range(2)
-    ]
-    ratio = found.obsm["scscore_log_likelihood"][:, 1] - found.obsm["scscore_log_likelihood"][:, 0]
-    assert np.corrcoef(ratio, log_density[1] - log_density[0])[0, 1] > 0.95
+    x = query.obsm["X_toy"][:, 0]
+    shift = np.array([SHIFTS[b] for b in query.obs["batch"]]) if missing == "dose" else 0.0
+    dose = 1.5 * query.obs["dose"].to_numpy() if missing == "batch" else 0.0
+    width = 1.0 if missing == "batch" else np.hypot(1, 1.5)
+    shifts = [shift] if missing == "dose" else list(SHIFTS.values())
+    log_density = [logsumexp([norm(2 * c + s, width).logpdf(x - dose) for s in shifts], axis=0) for c in range(2)]
+    query.obs = query.obs.drop(columns=["dose", "batch"] if missing == "both" else [missing])
+    found = classified(query, of_doses).obsm["scscore_log_likelihood"]
+    assert (
+        np.corrcoef(found[:, 1] - found[:, 0], log_density[1] - log_density[0])[0, 1] > 0.95
+    )  # five doses stand for all
+    own, best = accuracy(classified(query, of_doses)), (log_density[1] > log_density[0]).astype(int)
+    bayes = float((best == (query.obs["class"] == "b")).mean())
+    assert own > bayes - 0.03
+
+
+def test_a_covariate_that_goes_with_the_target_does_not_eat_it():
+    """x tells y, the covariate only goes with y: with its slope taken out, x still tells as much."""
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=1200)
+    x = np.stack([y + 0.5 * rng.normal(size=1200), rng.normal(size=1200)], axis=1)
+    obs = pd.DataFrame({"y": y, "cov": y + 0.3 * rng.normal(size=1200)}, index=[f"c{i}" for i in range(1200)])
+    cells = AnnData(np.zeros((1200, 1), dtype=np.float32), obs=obs, obsm={"X_toy": x})
+    options: dict[str, Any] = {"use_rep": "X_toy", "max_epochs": 1, "n_members": 1, "progress": False}
+    model = scs.tl.fit(cells[:800].copy(), "y", covariates="cov", **options)
+    assert model.covariates is not None
+    assert abs(model.covariates.slopes[0, 0]) < 0.1
+    query = cells[800:].copy()
+    scs.tl.regress(query, model, progress=False)
+    assert np.corrcoef(query.obs["scscore_mean"], query.obs["y"])[0, 1] ** 2 > 0.75  # .8 is known
+
+
+def test_a_number_that_is_constant_in_a_split_does_no_harm():
+    cells = batched(1200, 7)
+    donor = np.arange(1200) % 4
+    cells.obs["donor"], cells.obs["dose"] = donor.astype(str), np.where(donor == 3, 0.5, 0.001)
+    options: dict[str, Any] = {"use_rep": "X_toy", "max_epochs": 2, "progress": False, "split_key": "donor"}
+    with_dose, without = (scs.tl.fit(cells, "class", covariates=c, **options) for c in (["batch", "dose"], "batch"))
+    assert with_dose.params["validation_nll"] == pytest.approx(without.params["validation_nll"], abs=0.02)
 
 
 def test_a_dose_survives_saving_and_a_new_batch(of_doses: scs.ScoreModel, tmp_path: Path):
@@ -175,7 +205,20 @@ def test_a_dose_survives_saving_and_a_new_batch(of_doses: scs.ScoreModel, tmp_pa
     again = scs.tl.adapt(moved, adapted, batch_key="batch", progress=False)
     np.testing.assert_allclose(again.covariates.shifts, adapted.covariates.shifts)
     nothing_new = scs.tl.adapt(dosed(50, 5), loaded, batch_key="batch", progress=False)
-    np.testing.assert_array_equal(nothing_new.covariates.spread, loaded.covariates.spread)
+    np.testing.assert_array_equal(nothing_new.covariates.typical, loaded.covariates.typical)
+    del moved.obs["dose"]
+    without = scs.tl.adapt(moved, loaded, batch_key="batch", progress=False)
+    assert without.covariates.shifts[2, 0] == pytest.approx(1.0, abs=0.4)
+    assert accuracy(classified(moved, without)) == pytest.approx(norm.cdf(1 / np.hypot(1, 1.5)), abs=0.05)
+
+
+def test_whole_numbers_with_a_slope_are_pointed_out(caplog: pytest.LogCaptureFixture):
+    cells = batched(200, 0)
+    cells.obs["lane"] = np.where(np.arange(200) % 2, 1.0, 2.0)
+    model = scs.tl.fit(cells, "class", covariates="lane", use_rep="X_toy", max_epochs=1, progress=False)
+    assert model.covariates is not None
+    assert model.covariates.numeric == ("lane",)
+    assert "2 whole numbers as float64 and is taken for a number" in caplog.text
 
 
 def test_a_query_with_words_for_doses_is_refused(of_doses: scs.ScoreModel):

@@ -7,7 +7,8 @@ the training cells are summed over, :math:`p(x \mid c) = \sum_s \pi_s\, p(x - s 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ ALL_CELLS = "all cells"
 """Name of the level where there are no columns."""
 _SEPARATOR = " | "
 _PSEUDO_CELLS = 10.0
-_ITERATIONS = 200
+_ROUNDING = 1e-9  # of the largest number: what varies less is constant
 _N_PARTS = 5  # of the cells of a level, by their numbers
 
 
@@ -49,6 +50,24 @@ class CellCovariates(NamedTuple):
         return (self.codes < 0) | np.isnan(self.numbers).any(1)
 
 
+class Alternatives(NamedTuple):
+    """What the shift of some cells may be beyond what is known of it.
+
+    Attributes
+    ----------
+    cells
+        Which cells these are, bool ``(n,)``.
+    log_weights
+        Of every alternative, ``(n_alternatives,)``.
+    shifts
+        One by one, each of all cells, ``(n, n_features)``.
+    """
+
+    cells: NDArray[np.bool_]
+    log_weights: Array
+    shifts: Iterator[Array]
+
+
 @dataclass(frozen=True)
 class CovariateShift:
     """Shifts of the levels of some covariates, and by numeric ones.
@@ -69,8 +88,8 @@ class CovariateShift:
         Their means, ``(n_numeric,)``.
     slopes
         Shift per unit of each, ``(n_numeric, n_features)``.
-    spread
-        Mean shifts by the numbers in each fifth of the cells of a level, ``(n_levels, n_fifths, n_features)``.
+    typical
+        Mean numbers in every fifth of the cells of a level, ``(n_levels, n_fifths, n_numeric)``.
     """
 
     columns: tuple[str, ...]
@@ -80,7 +99,7 @@ class CovariateShift:
     numeric: tuple[str, ...] = ()
     centers: Array | None = None
     slopes: Array | None = None
-    spread: Array | None = None
+    typical: Array | None = None
 
     @property
     def names(self) -> list[str]:
@@ -95,36 +114,67 @@ class CovariateShift:
         return CellCovariates(codes, numbers_of(obs, self.numeric))
 
     def of(self, cells: CellCovariates) -> Array:
-        """Shift of every cell, ``(n, n_features)``; none where it is not known."""
-        found = self.shifts[cells.codes] + self.by_numbers(cells.numbers)
-        return np.where(cells.unknown[:, None], 0.0, found)
+        """What is known of the shift of every cell, ``(n, n_features)``: an unknown level has none, an unknown number is the mean."""
+        of_level = np.where(cells.codes[:, None] >= 0, self.shifts[cells.codes], 0.0)
+        return of_level + self._by_numbers(cells.numbers)
 
-    def by_numbers(self, numbers: Array) -> Array:
+    def alternatives(self, cells: CellCovariates) -> list[Alternatives]:
+        """What the shifts of cells of which something is unknown may be beyond :meth:`of`: those of the training cells with the same known part.
+
+        An unknown level may be any, an unknown number that of any fifth of the cells of the level.
+        """
+        no_level, no_number = cells.codes < 0, np.isnan(cells.numbers).any(1)
+        known = self.of(cells)
+        n_fifths = 1 if self.typical is None else self.typical.shape[1]
+        log_frequencies = np.log(self.frequencies)
+        found = []
+        for of_level, of_number in ((True, False), (False, True), (True, True)):
+            members = (no_level == of_level) & (no_number == of_number)
+            if not members.any():
+                continue
+            levels: Sequence[int | None] = range(len(self.levels)) if of_level else [None]
+            parts: Sequence[int | None] = range(n_fifths) if of_number else [None]
+            weights = np.repeat(log_frequencies if of_level else 0.0, len(parts)) - np.log(len(parts))
+            filled = [(level, part) for level in levels for part in parts]
+            found.append(Alternatives(members, weights, (self.of(self._filled(cells, *one)) - known for one in filled)))
+        return found
+
+    def _filled(self, cells: CellCovariates, level: int | None, fifth: int | None) -> CellCovariates:
+        """Cells with another level, and with typical numbers where they have none."""
+        codes, numbers = cells.codes if level is None else np.full_like(cells.codes, level), cells.numbers
+        if fifth is not None and self.typical is not None:
+            numbers = np.where(np.isnan(numbers), self.typical[codes, fifth], numbers)
+        return CellCovariates(codes, numbers)
+
+    def _by_numbers(self, numbers: Array) -> Array:
         """The part of the numeric covariates ``(n, n_numeric)`` in the shifts, ``(n, n_features)``."""
         if self.slopes is None or self.centers is None:
             return np.zeros((len(numbers), self.shifts.shape[1]))
-        return (numbers - self.centers) @ self.slopes
-
-    def possible(self) -> tuple[Array, Array]:
-        """Shifts that stand for those of the training cells ``(n, n_features)``, and their frequencies ``(n,)``."""
-        if self.spread is None:
-            return self.shifts, self.frequencies
-        n_parts = self.spread.shape[1]
-        shifts = (self.shifts[:, None] + self.spread).reshape(-1, self.shifts.shape[1])
-        return shifts, np.repeat(self.frequencies / n_parts, n_parts)
+        return np.nan_to_num(numbers - self.centers) @ self.slopes
 
 
 def numbers_of(obs: pd.DataFrame, columns: tuple[str, ...]) -> Array:
-    """Values of numeric columns, ``(n, n_columns)``; NaN where there is none."""
+    """Values of numeric columns, ``(n, n_columns)``; NaN where there is none.
+
+    Raises
+    ------
+    ValueError
+        A column that holds no numbers, or infinite ones.
+    """
     found = np.full((len(obs), len(columns)), np.nan)
     for i, name in enumerate(columns):
-        if name in obs:
-            try:
-                found[:, i] = pd.to_numeric(obs[name]).to_numpy(dtype=np.float64, na_value=np.nan)
-            except (TypeError, ValueError) as error:
-                raise ValueError(
-                    f"obs[{name!r}] must hold numbers, as the covariate of the model does: {error}."
-                ) from error
+        if name not in obs:
+            continue
+        try:
+            if pd.api.types.is_datetime64_any_dtype(obs[name]):
+                raise TypeError("these are dates")
+            found[:, i] = pd.to_numeric(obs[name]).to_numpy(dtype=np.float64, na_value=np.nan)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"obs[{name!r}] must hold numbers, as the covariate of the model does: {error}."
+            ) from error
+        if np.isinf(found[:, i]).any():
+            raise ValueError(f"obs[{name!r}], a covariate of the model, holds infinite values; remove or replace them.")
     return found
 
 
@@ -145,7 +195,7 @@ def _whole(column: pd.Series) -> pd.Series:
 
 
 def fit_covariates(
-    x: Array, y: NDArray[np.integer], obs: pd.DataFrame, columns: tuple[str, ...], numeric: tuple[str, ...] = ()
+    x: Array, design: Array, obs: pd.DataFrame, columns: tuple[str, ...], numeric: tuple[str, ...] = ()
 ) -> tuple[CovariateShift, CellCovariates]:
     """Shifts by covariates of labelled cells, and the covariates of these cells.
 
@@ -153,8 +203,8 @@ def fit_covariates(
     ----------
     x
         Representation, ``(n, n_features)``.
-    y
-        Class indices, ``(n,)``.
+    design
+        What moves cells beside the covariates, ``(n, n_columns)``: members of the classes, or hat functions of a continuous target.
     obs
         Annotation of the cells, no value of the columns missing.
     columns, numeric
@@ -162,24 +212,23 @@ def fit_covariates(
     """
     levels, codes = np.unique(level_names(obs, columns).to_numpy(dtype=str), return_inverse=True)
     cells = CellCovariates(codes, numbers_of(obs, numeric))
-    shifts, slopes = fit_shifts(x, y, cells, n_levels=len(levels))
+    shifts, slopes = fit_shifts(x, design, cells, n_levels=len(levels))
     named, frequencies = tuple(levels.tolist()), np.bincount(codes) / len(codes)
     if not numeric:
         return CovariateShift(columns, named, shifts, frequencies), cells
-    found = CovariateShift(columns, named, shifts, frequencies, numeric, cells.numbers.mean(0), slopes)
-    spread = np.stack([fifths(found.by_numbers(cells.numbers[codes == k])) for k in range(len(levels))])
-    return replace(found, spread=spread), cells
+    typical = np.stack([fifths(cells.numbers[codes == k], slopes) for k in range(len(levels))])
+    return CovariateShift(columns, named, shifts, frequencies, numeric, cells.numbers.mean(0), slopes, typical), cells
 
 
-def fit_shifts(x: Array, y: NDArray[np.integer], cells: CellCovariates, *, n_levels: int) -> tuple[Array, Array]:
-    """Shift of every level, and by the numbers, by least squares on classes, levels and numbers, shrunk to zero by ten cells.
+def fit_shifts(x: Array, design: Array, cells: CellCovariates, *, n_levels: int) -> tuple[Array, Array]:
+    """Shift of every level, and by the numbers, by least squares together with the design, shrunk to zero by ten cells.
 
     Parameters
     ----------
     x
         Representation, ``(n, n_features)``.
-    y
-        Class indices, ``(n,)``.
+    design
+        As in :func:`fit_covariates`; what it explains is not shrunk.
     cells
         Their covariates.
     n_levels
@@ -189,26 +238,29 @@ def fit_shifts(x: Array, y: NDArray[np.integer], cells: CellCovariates, *, n_lev
     -------
     Shifts ``(n_levels, n_features)`` and slopes per unit ``(n_numeric, n_features)``.
     """
-    members, batches = (np.eye(n)[v] for n, v in ((int(y.max()) + 1, y), (n_levels, cells.codes)))
-    spread = np.maximum(cells.numbers.std(0), 1e-300)
-    numbers = (cells.numbers - cells.numbers.mean(0)) / spread
-    n_class, n_level = members.sum(0), batches.sum(0)
-    gram = numbers.T @ numbers + _PSEUDO_CELLS * np.eye(numbers.shape[1])
-    both, of_numbers, level_numbers = members.T @ batches, members.T @ numbers, batches.T @ numbers
-    class_x, level_x, number_x = members.T @ x, batches.T @ x, numbers.T @ x
-    shifts, slopes = np.zeros((n_levels, x.shape[1])), np.zeros((numbers.shape[1], x.shape[1]))
-    for _ in range(_ITERATIONS):
-        means = (class_x - both @ shifts - of_numbers @ slopes) / np.maximum(n_class, 1)[:, None]
-        shifts = (level_x - both.T @ means - level_numbers @ slopes) / (n_level + _PSEUDO_CELLS)[:, None]
-        shifts -= n_level @ shifts / n_level.sum()
-        slopes = np.linalg.solve(gram, number_x - of_numbers.T @ means - level_numbers.T @ shifts)
-    return np.where(n_level[:, None] > 0, shifts, 0.0), slopes / spread[:, None]
+    batches = np.eye(n_levels)[cells.codes]
+    n_level = batches.sum(0)
+    spread = cells.numbers.std(0)
+    constant = spread <= _ROUNDING * np.abs(cells.numbers).max(0, initial=0)
+    scale = np.where(constant, 1.0, spread)
+    numbers = np.where(constant, 0.0, (cells.numbers - cells.numbers.mean(0)) / scale)
+    covariates = np.concatenate([batches, numbers], axis=1)
+    n_covariates = covariates.shape[1]
+    everything = np.concatenate([covariates, x], axis=1)
+    projection = np.linalg.lstsq(design.T @ design, design.T @ everything, rcond=None)[0]
+    rest = covariates.T @ everything - (design.T @ covariates).T @ projection  # products of what the design leaves
+    system = np.zeros((n_covariates + 1, n_covariates + 1))
+    system[:-1, :-1] = rest[:, :n_covariates] + _PSEUDO_CELLS * np.eye(n_covariates)
+    system[-1, :n_levels] = system[:n_levels, -1] = n_level  # the shifts of all cells sum to zero
+    found = np.linalg.solve(system, np.concatenate([rest[:, n_covariates:], np.zeros((1, x.shape[1]))]))
+    shifts, slopes = found[:n_levels], found[n_levels:-1]
+    return np.where(n_level[:, None] > 0, shifts, 0.0), slopes / scale[:, None]
 
 
-def fifths(shifts: Array) -> Array:
-    """Mean in each fifth of shifts ``(n, n_features)``, in the order along their longest axis, ``(5, n_features)``."""
-    centered = shifts - shifts.mean(0)
-    axis = np.linalg.svd(centered, full_matrices=False)[2][0]
-    order = np.argsort(centered @ axis, kind="stable")
+def fifths(numbers: Array, slopes: Array) -> Array:
+    """Mean in each fifth of some numbers ``(n, n_numeric)``, in the order along the longest axis of their shifts, ``(5, n_numeric)``."""
+    covariance = np.atleast_2d(np.cov(numbers.T, bias=True))
+    axis = np.linalg.eigh(slopes.T @ covariance @ slopes)[1][:, -1]
+    order = np.argsort(numbers @ slopes @ axis, kind="stable")
     parts = np.linspace(0, len(order), _N_PARTS + 1).astype(int)
-    return np.stack([shifts[order[a : max(b, a + 1)]].mean(0) for a, b in pairwise(parts)])
+    return np.stack([numbers[order[a : max(b, a + 1)]].mean(0) for a, b in pairwise(parts)])

@@ -151,12 +151,14 @@ class HeldOutValues(_HeldOutCells):
         Values, float64 ``(n,)``.
     log_depth
         Log count totals, float32 ``(n,)``, or ``None`` where the model does not read counts.
+    bare
+        As in :class:`HeldOut`.
     """
 
     label_type = np.float64
 
     def typicality(self, log_likelihood: ArrayLike, log_prior: Array, log_depth: ArrayLike | None = None) -> Array:
-        """P-value of log p(x), the mixture over the prior, of new cells, ``(n,)``; see :meth:`HeldOut.typicality`."""
+        """P-value of log p(x), the mixture over the prior, of new cells, from log-likelihoods without the readout, ``(n,)``; see :meth:`HeldOut.typicality`."""
         return self._p_value(lambda values: logsumexp(values + log_prior, axis=1), log_likelihood, log_depth)
 
     def central_share(self, grid: TargetGrid, log_prior: Array, temperature: float, *, coverage: float) -> float:

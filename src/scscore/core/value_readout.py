@@ -56,10 +56,10 @@ class NetworkReadout(Readout):
 
     def members(self) -> list[Readout]:
         """One readout for every network."""
-        if not isinstance(self.network, Ensemble) or self.to_bins is None:
+        if not isinstance(self.network, Ensemble):
             return [self]
         shared = self.weight, self.exponent, self.log_prior, self.to_bins
-        return [NetworkReadout(network, *shared) for network in self.network.members]
+        return [NetworkReadout(network, *shared) for network in self.network.members]  # type: ignore[arg-type]
 
 
 class NetworkReadoutChoice(NamedTuple):

@@ -67,7 +67,7 @@ def adapt(
     -------
     A :class:`~scscore.ScoreModel` for these batches and no others: its ``covariates`` are the batches, and a cell whose batch is missing or new to it
     is taken to be of one of them, which cells of the reference are not. Where the model was fitted with ``covariates=batch_key``, the levels that it was fitted with
-    stay, and the other batches are added; other covariates are replaced. The batches of an earlier adaptation are fitted anew. Writes nothing to `adata`.
+    stay, and the other batches are added; other covariates are replaced, but for numeric ones, whose slopes stay. The batches of an earlier adaptation are fitted anew. Writes nothing to `adata`.
 
     Raises
     ------
@@ -144,13 +144,14 @@ def adapt(
         counts = np.concatenate([known.frequencies * model.class_counts.sum(), counts])
     levels = (*(() if known is None else known.levels), *new)
     adapted = copy.copy(model)
-    adapted.covariates = CovariateShift(columns, levels, shifts, counts / counts.sum())
-    if numeric is not None:
-        of_batches = [] if known is None or known.spread is None else list(known.spread)
-        spread = np.stack([*of_batches, *(_spread(numeric, adata.obs[names == name]) for name in new)])
-        adapted.covariates = replace(
-            numeric, columns=columns, levels=levels, shifts=shifts, frequencies=counts / counts.sum(), spread=spread
-        )
+    adapted.covariates = replace(
+        numeric or CovariateShift(columns, levels, shifts, counts),
+        columns=columns,
+        levels=levels,
+        shifts=shifts,
+        frequencies=counts / counts.sum(),
+        typical=None if numeric is None else _typical(numeric, known, [adata.obs[names == name] for name in new]),
+    )
     adapted.params = {
         **model.params,
         "adapted": {"batch_key": batch_key, "shifts": {name: float(one.shift.norm()) for name, one in found.items()}},
@@ -167,7 +168,7 @@ def _fitted_columns(model: ScoreModel) -> tuple[str, ...]:
 def _by_numbers(model: ScoreModel) -> CovariateShift | None:
     """The part of the covariates that numbers have, with one level for all cells; ``None`` without."""
     covariates = model.covariates
-    if covariates is None or covariates.spread is None:
+    if covariates is None or covariates.typical is None:
         return None
     return replace(
         covariates,
@@ -175,14 +176,22 @@ def _by_numbers(model: ScoreModel) -> CovariateShift | None:
         levels=(ALL_CELLS,),
         shifts=np.zeros_like(covariates.shifts[:1]),
         frequencies=np.ones(1),
-        spread=covariates.spread[:1],
+        typical=np.tensordot(covariates.frequencies, covariates.typical, 1)[None],
     )
 
 
-def _spread(numeric: CovariateShift, obs: pd.DataFrame) -> NDArray[np.float64]:
-    """Shifts by the numbers of a batch; none where it has none."""
-    cells = numeric.of_cells(obs)
-    return fifths(numeric.of(cells.rows(~cells.unknown)) if (~cells.unknown).any() else numeric.of(cells))
+def _typical(
+    numeric: CovariateShift, known: CovariateShift | None, batches: list[pd.DataFrame]
+) -> NDArray[np.float64] | None:
+    """Typical numbers of the known batches and of new ones; where a batch has none, those of the training cells."""
+    if numeric.typical is None or numeric.slopes is None:
+        return None
+    found = [] if known is None or known.typical is None else list(known.typical)
+    for obs in batches:
+        cells = numeric.of_cells(obs)
+        complete = cells.numbers[~cells.unknown]
+        found.append(fifths(complete, numeric.slopes) if len(complete) else numeric.typical[0])
+    return np.stack(found)
 
 
 def _of_fit(model: ScoreModel) -> CovariateShift | None:
@@ -197,7 +206,7 @@ def _of_fit(model: ScoreModel) -> CovariateShift | None:
         levels=tuple(covariates.levels[i] for i in own),
         shifts=covariates.shifts[own],
         frequencies=frequencies / frequencies.sum(),
-        spread=None if covariates.spread is None else covariates.spread[own],
+        typical=None if covariates.typical is None else covariates.typical[own],
     )
 
 

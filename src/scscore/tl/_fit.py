@@ -127,8 +127,8 @@ def fit(
     covariates
         Columns of ``obs`` with what shifts cells of all classes alike: batches, donors or other categories, level by level; a dose, a score or other
         floating-point numbers, in proportion (one slope for all classes; take the logarithm of doses). A query whose ``obs`` has the columns is
-        corrected; cells of unknown level or number are judged by the mean over what the training cells have, at the cost of one likelihood per
-        level (five with numbers).
+        corrected; what is unknown of a cell is summed over as it occurs in the training cells, at the cost of one likelihood per level where the
+        level is unknown, times five where a number is.
     split_key
         Column of ``obs`` with donors, batches or replicates, or with guides, each of which belongs to one class. Whole groups are then held out in
         cross-validation and validation, so that choices and temperature hold for new groups. Needs at least four groups, or two within
@@ -240,7 +240,7 @@ def fit(
     resolve_prior(stored_prior, classes, counts)
     coarse_prior = np.log(np.bincount(coarse) / len(coarse))
     groups = group_labels(adata, split_key, labelled)
-    columns, numeric = covariate_columns(adata, covariates, labelled)
+    columns, numeric = covariate_columns(adata, covariates, labelled, condition)
     check_trainer(accelerator, devices, strategy)
     if checkpoint_dir is not None:
         Path(checkpoint_dir).mkdir(parents=True, exist_ok=True)
@@ -278,11 +278,12 @@ def fit(
     x, represented, splits = encoded.points, encoded.of_splits, encoded.splits
     shift = None
     if columns or numeric:
-        shift, cells = fit_covariates(x, coarse, adata.obs[labelled], columns, numeric)
+        design = np.eye(len(classes))[y] if grid is None else grid.hats(y)
+        shift, cells = fit_covariates(x, design, adata.obs[labelled], columns, numeric)
         x = x - shift.of(cells)
         for i, ((train, test), (x_train, x_test)) in enumerate(zip(splits, represented, strict=True)):
-            shifts, slopes = fit_shifts(x_train, coarse[train], cells.rows(train), n_levels=len(shift.levels))
-            own = replace(shift, shifts=shifts, slopes=slopes if numeric else None)
+            shifts, slopes = fit_shifts(x_train, design[train], cells.rows(train), n_levels=len(shift.levels))
+            own = replace(shift, shifts=shifts, slopes=slopes if numeric else None)  # around the same mean numbers
             represented[i] = x_train - own.of(cells.rows(train)), x_test - own.of(cells.rows(test))
     folds = [
         Fold(x_train, y[train], x_test, y[test])

@@ -25,6 +25,7 @@ from scscore.tl._validate import (
     check_number,
     check_paths,
     check_positive,
+    log_unknown_batches,
     seed_of,
     usable_device,
 )
@@ -146,6 +147,7 @@ def regress(
     grid: TargetGrid = model.target  # type: ignore[assignment]
     log_prior, temperature = model.log_prior(prior), model.calibration.temperature
 
+    log_unknown_batches(adata, model)
     n_obs, members = adata.n_obs, model.members()
     weights, marginal = np.zeros((2, n_obs, grid.n_bins))
     error, own_entropy, mutual_information = np.zeros((3, n_obs))

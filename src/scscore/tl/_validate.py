@@ -116,7 +116,7 @@ def log_unknown_batches(adata: AnnData, model: ScoreModel) -> None:
     unknown = int(model.covariates_of(adata).unknown.sum()) if model.covariates is not None else 0
     if unknown:
         logger.info(
-            "%d of %d cells have no value of %s that the model knows: these are summed over",
+            "%d of %d cells lack a value of %s that the model knows: what is missing is summed over",
             unknown,
             adata.n_obs,
             model.covariates.names,  # type: ignore[union-attr]
@@ -276,12 +276,20 @@ def group_labels(adata: AnnData, split_key: str | None, labelled: NDArray[np.boo
 
 
 def covariate_columns(
-    adata: AnnData, covariates: str | Sequence[str] | None, labelled: NDArray[np.bool_]
+    adata: AnnData, covariates: str | Sequence[str] | None, labelled: NDArray[np.bool_], condition: str | None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the covariate columns with levels, and of those with floating-point numbers; raises where one is missing, incomplete, infinite or constant."""
+    """Names of the covariate columns with levels, and of those with floating-point numbers.
+
+    Raises
+    ------
+    KeyError, ValueError
+        A column that is missing, incomplete, infinite, constant, named twice or the condition itself, or with a level for nearly every cell.
+    """
     if covariates is None:
         return (), ()
     names = (covariates,) if isinstance(covariates, str) else tuple(covariates)
+    if len(set(names)) < len(names) or condition in names:
+        raise ValueError(f"covariates={list(names)} must be different columns, and not the condition {condition!r}.")
     numeric: list[str] = []
     for name in names:
         check_name(name, "covariates", optional=False)
@@ -296,6 +304,19 @@ def covariate_columns(
             if np.isinf(column.to_numpy(dtype=np.float64)).any():
                 raise ValueError(f"covariates={name!r} holds infinite values; remove or replace them.")
             numeric.append(name)
+            distinct = np.unique(column.to_numpy(dtype=np.float64))
+            if len(distinct) <= _FEW_VALUES and np.array_equal(distinct, np.rint(distinct)):
+                logger.warning(
+                    "covariates=%r holds %d whole numbers as %s and is taken for a number, with one slope; names of batches must be strings "
+                    "or integers.",
+                    name,
+                    len(distinct),
+                    column.dtype,
+                )
+        elif column.nunique() > len(column) / 2:
+            raise ValueError(
+                f"covariates={name!r} holds {column.nunique()} levels for {len(column)} cells. A number must be a floating-point column."
+            )
     return tuple(name for name in names if name not in numeric), tuple(numeric)
 
 
