@@ -74,10 +74,7 @@ def test_known_truths_of_a_noisy_target(ensemble: scs.ScoreModel):
         k: roc_auc_score(is_strange, both.obs[f"scscore_{k}"]) for k in ("mutual_information", "aleatoric_entropy")
     }
     assert found_by["mutual_information"] >= 0.9
-    # noise is not strangeness: the one finds noisy cells, the other strange ones
-    assert found_by["aleatoric_entropy"] < found_by["mutual_information"] - 0.05
-    of_noise = {k: spearmanr(found[f"scscore_{k}"], found["sd"])[0] for k in found_by}
-    assert of_noise["mutual_information"] < of_noise["aleatoric_entropy"] - 0.3
+    assert found_by["aleatoric_entropy"] < found_by["mutual_information"] - 0.15  # noise is not strangeness
     assert roc_auc_score(is_strange, -both.obs["scscore_typicality"]) >= 0.9
 
 

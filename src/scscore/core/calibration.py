@@ -25,13 +25,15 @@ _MOST_WEIGHT = 5.0
 class Calibration:
     """What turns raw log-likelihoods into a posterior, and the sampling effort it was fitted for.
 
-    The posterior is ``softmax(temperature * log_likelihood + offsets + log_prior)``; without offsets these are zero.
+    The posterior is ``softmax(temperature * log_likelihood + offsets + log_prior)``; without offsets these are zero. `density_temperature` is
+    that of the log-likelihoods without the readout of a continuous target.
     """
 
     temperature: float = 1.0
     offsets: tuple[float, ...] = ()
     n_steps: int = 4
     n_paths: int = 8
+    density_temperature: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "offsets", tuple(self.offsets))  # JSON has lists

@@ -56,8 +56,8 @@ class FitOutcome:
     ----------
     whitening, engine
         The model.
-    temperature, offsets
-        Calibration of the posterior, fitted to the validation cells.
+    temperature, offsets, density_temperature
+        Calibration of the posterior, fitted to the validation cells; the last is that of the log-likelihoods without a readout.
     reference
         How the reference was chosen.
     readout
@@ -80,6 +80,7 @@ class FitOutcome:
     engine: ConditionalDiffusion | DirectPosterior
     temperature: float
     offsets: tuple[float, ...]
+    density_temperature: float
     reference: ReferenceFit
     readout: ReadoutChoice | NetworkReadoutChoice | None
     steps: list[int]
@@ -202,6 +203,7 @@ def fit_conditional_diffusion(
         choice, log_likelihood = runs.linear_readout(log_prior) if grid is None else runs.network_readout(grid, len(x))
     judged = _judge if grid is None else partial(_judge_values, grid=grid)
     temperature, offsets, nll, accuracy = judged(log_likelihood, log_prior, runs.truth)
+    density_temperature = temperature if choice is None else judged(bare, log_prior, runs.truth)[0]
     if n_classes == 1:
         nll = float(runs.loss.min())
     if not direct:  # from the whitened space to the representation
@@ -227,6 +229,7 @@ def fit_conditional_diffusion(
         engine=final,
         temperature=temperature,
         offsets=offsets,
+        density_temperature=density_temperature,
         reference=chosen,
         readout=choice,
         steps=runs.steps,

@@ -173,7 +173,7 @@ def attribute(
 
     Notes
     -----
-    Derivation: the *Attribution* page of the documentation. Integrated gradients: Sundararajan et al. 2017.
+    Of a continuous target the evidence is that of the density, without the readout. Derivation: the *Attribution* page of the documentation. Integrated gradients: Sundararajan et al. 2017.
     """
     adata = of_modality(adata, modality)
     check_adata(adata)

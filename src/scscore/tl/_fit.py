@@ -368,7 +368,11 @@ def fit(
         whitening=outcome.whitening,
         engine=outcome.engine,
         calibration=replace(
-            calibration, temperature=outcome.temperature, offsets=outcome.offsets, n_steps=outcome.n_jumps
+            calibration,
+            temperature=outcome.temperature,
+            offsets=outcome.offsets,
+            n_steps=outcome.n_jumps,
+            density_temperature=outcome.density_temperature,
         ),
         held_out=outcome.held_out if condition is not None else None,
         held_out_values=outcome.held_out_values,

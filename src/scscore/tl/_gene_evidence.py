@@ -41,7 +41,11 @@ class EvidenceSplit:
 
     def __init__(self, model: ScoreModel, genes: Genes, method: Method, *, device: str, **effort: int) -> None:
         diffusion = model.diffusion.to(device)
-        self.model, self.genes, self.device = model, genes, device
+        if (
+            model.target is not None
+        ):  # networks that never saw a point between the training points split their evidence by chance
+            diffusion = diffusion.density
+        self.model, self.genes, self.diffusion, self.device = model, genes, diffusion, device
         self.native, self.n_segments = method == "dissipation", effort.pop("n_segments")
         self.effort: dict[str, Any] = effort
         # what is integrated: the whole evidence, or the part of the closed-form reference and the readout
@@ -87,7 +91,7 @@ class EvidenceSplit:
         parts = above * (gradient @ self.maps[0].cpu().numpy().T)
         if self.native:
             with torch.inference_mode():
-                native = dissipation_parts(self.model.diffusion, z, contrast, *self.maps, **effort)
+                native = dissipation_parts(self.diffusion, z, contrast, *self.maps, **effort)
             of_genes, of_residual, whole = (value.cpu().numpy() for value in native)
             parts, change = parts + of_genes, change + of_residual
         return GeneEvidence(parts, above, whole, change)

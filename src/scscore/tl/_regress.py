@@ -94,9 +94,9 @@ def regress(
     - ``obs[f"{k}_mean"]``, ``obs[f"{k}_sd"]``: mean and standard deviation of the posterior (float32); of a circular target, the circular mean
       and the standard deviation around it;
     - ``obs[f"{k}_lower"]``, ``obs[f"{k}_upper"]``: ends of the interval (float32); on a circle the upper end may be below the lower one;
-    - ``obs[f"{k}_aleatoric_entropy"]``: differential entropy of the posterior, nats, the mean over the networks of the model (float32):
-      noise of the target;
-    - ``obs[f"{k}_mutual_information"]``: how far the networks disagree, nats (float32); with ``n_members=1`` it is not written;
+    - ``obs[f"{k}_aleatoric_entropy"]``: differential entropy of the posterior, nats, the mean over the networks of the diffusion, without the
+      readout (float32): noise of the target;
+    - ``obs[f"{k}_mutual_information"]``: how far these networks disagree, nats (float32); not written where there are not several;
     - ``obs[f"{k}_mcse"]``: Monte-Carlo standard error of the mean that remains (float32);
     - ``obs[f"{k}_typicality"]``: p-value of log p(x) against held-out cells, small for cells unlike all of them (float32); not
       with ``objective="direct"``;
@@ -163,11 +163,15 @@ def regress(
         progress=progress,
         description="regress",
     ):
-        found = [estimate.mean.numpy() for estimate in estimates]
-        posteriors = np.exp([log_posterior(of_one, log_prior, temperature) for of_one in found])
+        posteriors = np.exp([log_posterior(estimate.mean.numpy(), log_prior, temperature) for estimate in estimates])
         weights[rows] = posteriors.mean(0)
-        marginal[rows] = np.mean([estimate.density.numpy() for estimate in estimates], axis=0)
-        own_entropy[rows], mutual_information[rows] = entropies(grid, posteriors)
+        densities = [estimate.density.numpy() for estimate in estimates]
+        marginal[rows] = np.mean(densities, axis=0)
+        # of the diffusion alone: the networks of a readout agree where nothing was measured
+        own = np.exp(
+            [log_posterior(density, log_prior, model.calibration.density_temperature) for density in densities]
+        )
+        own_entropy[rows], mutual_information[rows] = entropies(grid, own)
         error[rows] = sum(
             _error_of_mean(estimate.draws.numpy(), Predictive(grid, posterior), temperature) ** 2
             for estimate, posterior in zip(estimates, posteriors, strict=True)
@@ -187,7 +191,7 @@ def regress(
             interval = np.tile([grid.edges[0], grid.edges[-1]], (n_obs, 1))
         columns |= {keys.lower: interval[:, 0], keys.upper: interval[:, 1]}
     columns[keys.aleatoric_entropy] = own_entropy
-    if len(members) > 1:
+    if len((model.engine if direct else model.diffusion.density).members()) > 1:
         columns[keys.mutual_information] = mutual_information
     columns[keys.mcse] = np.sqrt(error) / len(members)
     if held_out is not None and not direct:
