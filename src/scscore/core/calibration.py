@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize, minimize_scalar
-from scipy.special import log_softmax, logsumexp
+from scipy.special import log_softmax
 
 Array = NDArray[np.float64]
 
@@ -56,13 +56,6 @@ def log_posterior(log_likelihood: ArrayLike, log_prior: ArrayLike, temperature: 
         Factor on the log-likelihoods, :math:`T`. Below one softens the posterior. The prior is never tempered.
     """
     return log_softmax(temperature * np.asarray(log_likelihood, dtype=np.float64) + np.asarray(log_prior), axis=1)
-
-
-def leave_marginal(pooled: ArrayLike, log_likelihood: ArrayLike, log_prior: ArrayLike) -> Array:
-    """Pooled log-likelihoods ``(n, n_classes)`` with a number added per cell, so that their mixture over a log prior is that of `log_likelihood`."""
-    values, of_pool = (np.asarray(part, dtype=np.float64) for part in (log_likelihood, pooled))
-    mixtures = [logsumexp(part + np.asarray(log_prior), axis=1, keepdims=True) for part in (values, of_pool)]
-    return of_pool + mixtures[0] - mixtures[1]
 
 
 def fit_calibration(log_likelihood: ArrayLike, log_prior: ArrayLike, y: ArrayLike) -> tuple[float, Array]:

@@ -12,6 +12,7 @@ has the better posterior wherever few cells fix many parameters. With :math:`p(z
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -35,7 +36,7 @@ _MOST_ITERATIONS = 300
 _NEGLIGIBLE = 2.0  # nats, of all held-out cells together
 
 
-class Readout(nn.Module):
+class Readout(nn.Module, ABC):
     r"""What is pooled with the log-likelihoods of a diffusion, and leaves its log p(z) alone.
 
     Parameters
@@ -57,9 +58,9 @@ class Readout(nn.Module):
         for name, value in {"exponent": exponent, "log_prior": log_prior, "to_bins": to_bins}.items():
             self.register_buffer(name, None if value is None else value.to(torch.float64))
 
+    @abstractmethod
     def expert(self, z: Tensor, lam: Tensor | None) -> Tensor:
         """Its log-ratios times their weight, of points ``(..., n_features)`` at a log SNR (``None``: clean), nats ``(..., n_classes)``."""
-        raise NotImplementedError
 
     def pooled(
         self, log_likelihood: Tensor, z: Tensor, *, lam: Tensor | None = None, classes: Tensor | None = None
@@ -84,7 +85,10 @@ class Readout(nn.Module):
 
     def normaliser(self, log_likelihood: Tensor, z: Tensor) -> Tensor:
         """What is added to the pool of all classes so that its mixture over the prior is that of `log_likelihood`, nats ``(..., 1)``."""
-        return self._log_mixture(log_likelihood) - self._log_mixture(self.pooled(log_likelihood, z))
+        values = log_likelihood, self.pooled(log_likelihood, z)
+        if self.to_bins is not None:
+            values = values[0] @ self.to_bins, values[1] @ self.to_bins
+        return normaliser(*values, self.log_prior)
 
     def forward(self, log_likelihood: Tensor, z: Tensor) -> Tensor:
         """Log-likelihoods whose posterior is that of the pool and whose mixture over the prior is that of `log_likelihood`, nats."""
@@ -94,10 +98,10 @@ class Readout(nn.Module):
         """One readout for every network of an ensemble."""
         return [self]
 
-    def _log_mixture(self, values: Tensor) -> Tensor:
-        if self.to_bins is not None:
-            values = values @ self.to_bins
-        return (values + self.log_prior).logsumexp(-1, keepdim=True)
+
+def normaliser(log_likelihood: Tensor, pooled: Tensor, log_prior: Tensor) -> Tensor:
+    """What is added to pooled log-likelihoods ``(..., n_classes)`` so that their mixture over a log prior is the unpooled one, nats ``(..., 1)``."""
+    return (log_likelihood + log_prior).logsumexp(-1, keepdim=True) - (pooled + log_prior).logsumexp(-1, keepdim=True)
 
 
 class LinearReadout(Readout):

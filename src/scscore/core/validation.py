@@ -13,11 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scscore.core.calibration import leave_marginal
 from scscore.core.denoiser import ResidualDenoiser
 from scscore.core.diffusion import ConditionalDiffusion
 from scscore.core.direct import DirectNetwork, DirectPosterior
-from scscore.core.readout import ReadoutChoice, ReadoutRun, choose_readout, fit_readout
+from scscore.core.readout import ReadoutChoice, ReadoutRun, choose_readout, fit_readout, normaliser
 from scscore.core.reference import GaussianReference
 from scscore.core.reference_fit import Array, Fold, Whitening
 from scscore.core.schedule import NoiseSchedule
@@ -264,7 +263,8 @@ class ValidationRuns:
         log_prior = self.training.log_prior
         weights = fit_network_pool(bare, ratios, log_prior, self.truth, grid)
         choice = NetworkReadoutChoice(*weights, n_steps=self.n_steps_for(n_cells, results[0].steps[best]))
-        return choice, leave_marginal(weights[0] * bare + weights[1] * ratios, bare, log_prior)
+        pooled = weights[0] * bare + weights[1] * ratios
+        return choice, pooled + normaliser(*(torch.from_numpy(part) for part in (bare, pooled, log_prior))).numpy()
 
     @property
     def _sizes(self) -> list[int]:
