@@ -16,7 +16,7 @@ from mudata import MuData
 
 import scscore as scs
 from scscore import model as score_model
-from scscore.core import fitting, reference_fit
+from scscore.core import reference_fit, validation
 from scscore.io.representation import PCAEncoder
 
 Change = Callable[[AnnData], AnnData | None]
@@ -68,7 +68,7 @@ def no_compute(model: scs.ScoreModel, monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module, name in (
         (reference_fit, "_held_out_densities"),
-        (fitting, "train"),
+        (validation, "train"),
         (PCAEncoder, "fit"),
         (score_model, "log_likelihood"),
     ):
