@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scscore.core.denoiser import Ensemble, ResidualDenoiser
+from scscore.core.denoiser import ResidualDenoiser, networks_of
 from scscore.core.diffusion import ConditionalDiffusion
 from scscore.core.readout import LinearReadout
 from scscore.core.reference import GaussianReference
@@ -46,7 +46,7 @@ def with_combinations(model: ConditionalDiffusion, pairs: list[Pair], control: i
     """
     reference = _combined_reference(model.reference, pairs, control)
     denoiser = copy.deepcopy(model.denoiser)
-    members = list(denoiser.members) if isinstance(denoiser, Ensemble) else [] if denoiser is None else [denoiser]
+    members = [] if denoiser is None else networks_of(denoiser)
     for member in members:
         if not isinstance(member, ResidualDenoiser):
             raise TypeError("only networks with an embedding of every class can be combined.")

@@ -123,6 +123,8 @@ class CovariateShift:
 
         An unknown level may be any, an unknown number that of any fifth of the cells of the level.
         """
+        if not cells.unknown.any():
+            return []
         no_level, no_number = cells.codes < 0, np.isnan(cells.numbers).any(1)
         known = self.of(cells)
         n_fifths = 1 if self.typical is None else self.typical.shape[1]

@@ -114,6 +114,11 @@ class Ensemble(nn.Module):
         return torch.stack([member(*inputs) for member in self.members]).mean(0)
 
 
+def networks_of(network: nn.Module | None) -> list[nn.Module | None]:
+    """The members of an ensemble; a single network, or none, alone."""
+    return list(network.members) if isinstance(network, Ensemble) else [network]
+
+
 class _Block(nn.Module):
     """Residual block with the noise level as feature-wise scale and shift."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from scscore.core.denoiser import Ensemble
+from scscore.core.denoiser import networks_of
 from scscore.core.readout import Readout
 from scscore.core.reference import GaussianReference
 from scscore.core.schedule import NoiseSchedule, broadcastable_level
@@ -61,7 +61,7 @@ class ConditionalDiffusion(nn.Module):
 
     def members(self) -> list[ConditionalDiffusion]:
         """Every network of an ensemble, with its own readout, in a model of its own."""
-        networks = list(self.denoiser.members) if isinstance(self.denoiser, Ensemble) else [self.denoiser]
+        networks = networks_of(self.denoiser)
         readouts = [None] if self.readout is None else self.readout.members()
         n = max(len(networks), len(readouts))
         pairs = zip(*(part * n if len(part) == 1 else part for part in (networks, readouts)), strict=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from scscore.core.denoiser import Ensemble
+from scscore.core.denoiser import networks_of
 
 
 class DirectPosterior(nn.Module):
@@ -38,8 +38,7 @@ class DirectPosterior(nn.Module):
 
     def members(self) -> list[DirectPosterior]:
         """Every network of an ensemble in a posterior of its own."""
-        networks = list(self.denoiser.members) if isinstance(self.denoiser, Ensemble) else [self.denoiser]
-        return [DirectPosterior(network) for network in networks]
+        return [DirectPosterior(network) for network in networks_of(self.denoiser)]  # type: ignore[arg-type]
 
     def log_ratio(self, z: Tensor) -> Tensor:
         """Log p(y given z) less log p(y), up to a number that all values share, nats ``(n, n_classes)``."""

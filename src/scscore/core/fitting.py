@@ -12,12 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scscore.core.calibration import (
-    fit_calibration,
-    fit_temperature,
-    log_posterior,
-    negative_log_likelihood,
-)
+from scscore.core.calibration import fit_calibration, fit_temperature, log_posterior, negative_log_likelihood
 from scscore.core.denoiser import Ensemble
 from scscore.core.density_fit import build_density, fit_density
 from scscore.core.diffusion import ConditionalDiffusion
@@ -200,10 +195,12 @@ def fit_conditional_diffusion(
     bare = log_likelihood = runs.log_likelihood()
     choice: ReadoutChoice | NetworkReadoutChoice | None = None
     if with_readout:
-        choice, log_likelihood = runs.linear_readout(log_prior) if grid is None else runs.network_readout(grid, len(x))
+        choice, log_likelihood = runs.linear_readout() if grid is None else runs.network_readout(grid, len(x))
     judged = _judge if grid is None else partial(_judge_values, grid=grid)
     temperature, offsets, nll, accuracy = judged(log_likelihood, log_prior, runs.truth)
-    density_temperature = temperature if choice is None else judged(bare, log_prior, runs.truth)[0]
+    density_temperature = temperature  # which differs only with a readout, and is asked for only of a continuous target
+    if choice is not None and grid is not None:
+        density_temperature = judged(bare, log_prior, runs.truth)[0]
     if n_classes == 1:
         nll = float(runs.loss.min())
     if not direct:  # from the whitened space to the representation

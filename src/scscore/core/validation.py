@@ -25,7 +25,7 @@ from scscore.core.thinning import evenly_spread
 from scscore.core.training import TrainingConfig, TrainingResult, train
 from scscore.core.value_readout import NetworkReadoutChoice, fit_network_pool
 
-ENOUGH_CELLS = 2000
+_ENOUGH_CELLS = 2000
 _MOST_RUNS = 3
 # of the networks: with a continuous target they have more to learn than the reference knows
 _WIDTH, _WIDTH_OF_VALUES = 128, 256
@@ -170,9 +170,9 @@ class ValidationRuns:
         """
         runs: list[_Run] = []
         n_runs = len(folds) if every_split else min(len(folds), _MOST_RUNS)
-        n_watched = -(-ENOUGH_CELLS // n_runs) if every_split else ENOUGH_CELLS
+        n_watched = -(-_ENOUGH_CELLS // n_runs) if every_split else _ENOUGH_CELLS
         for i, fold in enumerate(folds[:n_runs]):
-            if not every_split and sum(len(run.rows) for run in runs) >= ENOUGH_CELLS:
+            if not every_split and sum(len(run.rows) for run in runs) >= _ENOUGH_CELLS:
                 break
             whitening, reference = reference_of(i)
             z, rows = whitening(torch.from_numpy(fold.x_train)), evenly_spread(len(fold.y_held_out), n_watched)
@@ -234,7 +234,7 @@ class ValidationRuns:
         """Of the watched cells at the best check, in the whitened space, nats ``(n, n_classes)``; of a continuous target, ``(n, n_bins)``."""
         return self._at_bins([run.result.log_likelihood[self.best] for run in self.runs])
 
-    def linear_readout(self, log_prior: Array) -> tuple[ReadoutChoice, Array]:
+    def linear_readout(self) -> tuple[ReadoutChoice, Array]:
         """The readout of classes that suits the watched cells, and their log-likelihoods pooled with it."""
         runs = [
             ReadoutRun(
@@ -247,8 +247,8 @@ class ValidationRuns:
             )
             for run in self.runs
         ]
-        choice = choose_readout(runs, log_prior)
-        pooled = []
+        log_prior = self.training.log_prior
+        choice, pooled = choose_readout(runs, log_prior), []
         for run in runs:
             readout = fit_readout(run.x_train, run.y_train, run.whitening, choice, log_prior)
             z = run.whitening(torch.from_numpy(run.x_held_out))

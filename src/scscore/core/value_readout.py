@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from scscore.core.calibration import Array, fit_weights, log_posterior
-from scscore.core.denoiser import Ensemble
+from scscore.core.denoiser import networks_of
 from scscore.core.readout import Readout
 from scscore.core.schedule import NoiseSchedule
 from scscore.core.target import Predictive, TargetGrid
@@ -56,10 +56,8 @@ class NetworkReadout(Readout):
 
     def members(self) -> list[Readout]:
         """One readout for every network."""
-        if not isinstance(self.network, Ensemble):
-            return [self]
         shared = self.weight, self.exponent, self.log_prior, self.to_bins
-        return [NetworkReadout(network, *shared) for network in self.network.members]  # type: ignore[arg-type]
+        return [NetworkReadout(network, *shared) for network in networks_of(self.network)]  # type: ignore[arg-type]
 
 
 class NetworkReadoutChoice(NamedTuple):

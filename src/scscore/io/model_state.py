@@ -187,8 +187,7 @@ def _network(
 
 def _names(covariates: CovariateShift) -> dict[str, list[str]]:
     """What JSON holds of the covariates."""
-    named = {"columns": covariates.columns, "levels": covariates.levels, "numeric": covariates.numeric}
-    return {name: list(values) for name, values in named.items() if values or name != "numeric"}
+    return {name: list(values) for name, values in vars(covariates).items() if isinstance(values, tuple)}
 
 
 def _covariates(names: dict[str, list[str]] | None, tensors: dict[str, NDArray[Any]]) -> CovariateShift | None:

@@ -41,9 +41,8 @@ class EvidenceSplit:
 
     def __init__(self, model: ScoreModel, genes: Genes, method: Method, *, device: str, **effort: int) -> None:
         diffusion = model.diffusion.to(device)
-        if (
-            model.target is not None
-        ):  # networks that never saw a point between the training points split their evidence by chance
+        if model.target is not None:
+            # the networks of its readout never saw a point between the training points: they split evidence by chance
             diffusion = diffusion.density
         self.model, self.genes, self.diffusion, self.device = model, genes, diffusion, device
         self.native, self.n_segments = method == "dissipation", effort.pop("n_segments")
