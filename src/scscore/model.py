@@ -170,7 +170,8 @@ class ScoreModel:
             temperature = [f"  temperature     {self.calibration.temperature:.2f}"]
             if (readout := self.params.get("readout")) is not None:
                 trained += (
-                    f"\n  readout         pooled with a linear classifier, weights {readout['of_diffusion']:.2f} and {readout['of_classifier']:.2f}, "
+                    f"\n  readout         pooled with linear classifiers, weights {readout['of_diffusion']:.2f} (density), {readout['of_classifier']:.2f} (features)"
+                    f"{f', {weight:.2f} (genes)' if (weight := readout.get('of_scores')) else ''}, "
                     f"validation NLL {self.params['validation_nll']:.3f} nats"
                 )
             if self.held_out is not None:
@@ -240,7 +241,12 @@ class ScoreModel:
         The shift of a cell's covariates is taken out where it is known.
         """
         x = self.representation.transform(adata, layer=layer)
-        return self.whitening(torch.from_numpy(self.without_covariates(x, self.covariates_of(adata))))
+        z = self.in_engine(self.without_covariates(x, self.covariates_of(adata)))
+        return z[:, : len(self.whitening.center)]
+
+    def in_engine(self, x: NDArray[np.float64]) -> torch.Tensor:
+        """Points of the representation in the engine's whitened space, float32, with class scores behind the features if it has any."""
+        return self.whitening.with_scores(x, self.representation.n_scores)
 
     def covariates_of(self, adata: AnnData) -> CellCovariates:
         """Covariates of every cell; unknown where the model has none."""
@@ -359,8 +365,10 @@ class ScoreModel:
         return list(self.engine.members())
 
     def _whitened_shift(self, shift: NDArray[np.float64]) -> torch.Tensor:
-        """A shift of the representation ``(n, ...)`` in the engine's space, ``(n, n_features)``."""
-        return torch.from_numpy(shift[:, : len(self.whitening.center)]) @ self.whitening.matrix
+        """A shift of the representation ``(n, ...)`` in the engine's space, ``(n, n_features + n_scores)``."""
+        whole = torch.from_numpy(shift)
+        used, scores = whole[:, : len(self.whitening.center)], whole[:, self.representation.n_features :]
+        return torch.cat([used @ self.whitening.matrix, scores], dim=1)
 
     def points(
         self,
@@ -378,14 +386,14 @@ class ScoreModel:
 
         Yields
         ------
-        Rows, and their points, float32 ``(n, n_features)``.
+        Rows, and their points, float32 ``(n, n_features)``, with class scores behind the features if the representation has any.
         """
         self.engine.to(device)
         covariates = self.covariates_of(adata)
         with tqdm(total=adata.n_obs, desc=description, unit="cell", disable=not progress) as bar:
             for start, x in self.representation.chunks(adata, layer=layer, size=batch_size):
                 rows = slice(start, start + len(x))
-                z = self.whitening(torch.from_numpy(self.without_covariates(x, covariates.rows(rows)))).to(device)
+                z = self.in_engine(self.without_covariates(x, covariates.rows(rows))).to(device)
                 yield rows, z
                 bar.update(len(z))
 

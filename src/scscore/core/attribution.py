@@ -219,7 +219,7 @@ def dissipation_parts(
     """
     parts = torch.zeros(len(z), len(loadings), dtype=torch.float32, device=z.device)
     if model.denoiser is None:
-        return parts, parts.sum(1), contrast.evidence(model.pooled(model.reference.log_prob(z), z))
+        return parts, parts.sum(1), contrast.evidence(model.pooled(model.reference.log_prob(model.own(z)), z))
     draws: dict[str, Any] = {"noise": noise, "n_steps": n_steps, "start": start}
     found = log_likelihood(model.density, z, n_paths=n_paths, **draws).mean
     weights = torch.func.grad(lambda values: contrast.evidence(model.pooled(values, z)).sum())(found)
@@ -227,13 +227,13 @@ def dissipation_parts(
     e, b = loadings.to(z).T, dual.to(z).T
     for pair in range(n_paths // 2):
         mirrored = [torch.stack([x, -x]).to(z) for x in _drawn(model, len(z), pair=pair, **draws)]
-        points = list(noising_trajectory(z, levels, mirrored.__getitem__))
+        points = list(noising_trajectory(model.own(z), levels, mirrored.__getitem__))
         for (one, following), (lam, lam_next) in zip(pairwise(points), pairwise(levels), strict=True):
             force, step = dissipation_factors(model, one, following, lam, lam_next)
             for k in range(model.n_classes):
                 both = (force[..., k, :] @ e) * (step[..., k, :] @ b)
                 parts += weights[:, k, None].to(z) * both.mean(0)
-    work = found - model.reference.log_prob(z)
+    work = found - model.reference.log_prob(model.own(z))
     return parts / (n_paths // 2), (weights * work).sum(-1), contrast.evidence(model.pooled(found, z))
 
 
@@ -260,11 +260,12 @@ def frozen_evidence(
         if level is not None:
             found = evidence_by_level(model, z, levels.to(z.device), lambda step: draws[step].to(z))
             return contrast.evidence(found[level].mean(0))
-        found = model.reference.log_prob(z)
+        own = model.own(z)
+        found = model.reference.log_prob(own)
         if pair_of_classes is not None:
             found = found.gather(-1, pair_of_classes)
         if model.denoiser is not None:
-            steps = dissipation(model, z, levels.to(z.device), lambda step: draws[step].to(z), pair_of_classes)
+            steps = dissipation(model, own, levels.to(z.device), lambda step: draws[step].to(z), pair_of_classes)
             found = found + torch.stack(list(steps)).sum(0).mean(0)
         found = model.pooled(found, z, classes=pair_of_classes)
         return contrast.evidence(found) if pair_of_classes is None else found[..., 0] - found[..., 1]
@@ -319,6 +320,7 @@ def attribute(
     start: int = 0,
     encoded: Encoded | None = None,
     level: int | None = None,
+    score_shift: Tensor | None = None,
 ) -> LatentAttribution:
     """Integrated gradients of the evidence of a chunk of cells, one draw per antithetic pair of trajectories.
 
@@ -327,7 +329,7 @@ def attribute(
     model
         The conditional diffusion model, in evaluation mode.
     z
-        Whitened points, ``(n, n_features)``.
+        Whitened points, ``(n, n_features)``, with class scores behind the features where the readout knows of any: the attributions have as many columns.
     contrast
         What is compared.
     noise, start
@@ -340,11 +342,17 @@ def attribute(
         The cells before a non-linear encoder, whose space then takes the place of that of `z`.
     level
         Attribute the evidence that is left at this noise level, see :func:`frozen_evidence`.
+    score_shift
+        What was taken from the class scores of every cell beyond what its features say, nats ``(n, n_scores)``; ``None``: nothing.
     """
     to_points: Evidence = torch.nn.Identity()
     baseline = baseline_of(model, contrast, encoded)
     if encoded is not None:
         z, to_points = encoded.cells, encoded.to_points
+    elif z.shape[-1] > model.n_features:
+        baseline = model.completed(baseline)
+        if score_shift is not None:
+            baseline[:, model.n_features :] -= score_shift
     n_draws = 1 if model.denoiser is None and level is None else n_paths // 2
     parts = []
     for pair in range(n_draws):

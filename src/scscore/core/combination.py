@@ -66,14 +66,14 @@ def _combined_readout(readout: LinearReadout, means: Tensor, pairs: list[Pair], 
     def added(value: Tensor) -> Tensor:
         return value[first] + value[second] - value[control]
 
-    slope, move = readout.weight - readout.weight[control], means - means[control]
+    of_features = readout.weight + readout.of_scores @ readout.score_slopes.T
+    slope, move = of_features - of_features[control], means - means[control]
     cross = 0.5 * (torch.linalg.vecdot(slope[first], move[second]) + torch.linalg.vecdot(slope[second], move[first]))
-    weight, bias = (
-        torch.cat([readout.weight, added(readout.weight)]),
-        torch.cat([readout.bias, added(readout.bias) - cross]),
-    )
+    weight, of_scores = (torch.cat([value, added(value)]) for value in (readout.weight, readout.of_scores))
+    bias = torch.cat([readout.bias, added(readout.bias) - cross])
     never = readout.log_prior.new_full((len(pairs),), -torch.inf)  # what was fitted knows nothing of them
-    return LinearReadout(weight, bias, readout.exponent, torch.cat([readout.log_prior, never]))
+    log_prior = torch.cat([readout.log_prior, never])
+    return LinearReadout(weight, bias, readout.exponent, log_prior, of_scores, readout.score_slopes, readout.score_bias)
 
 
 def _combined_reference(reference: GaussianReference, pairs: list[Pair], control: int) -> GaussianReference:

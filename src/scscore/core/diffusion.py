@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from scscore.core.denoiser import networks_of
-from scscore.core.readout import Readout
+from scscore.core.readout import LinearReadout, Readout
 from scscore.core.reference import GaussianReference
 from scscore.core.schedule import NoiseSchedule, broadcastable_level
 
@@ -53,6 +53,14 @@ class ConditionalDiffusion(nn.Module):
     def n_features(self) -> int:
         """Dimension of the space."""
         return self.reference.n_features
+
+    def own(self, z: Tensor) -> Tensor:
+        """The features of points ``(..., n_features)`` or more, without the class scores that only the readout knows of."""
+        return z[..., : self.n_features]
+
+    def completed(self, z: Tensor) -> Tensor:
+        """Points ``(..., n_features)`` with the class scores that belong to their features, where the readout knows of any."""
+        return self.readout.with_scores(z) if isinstance(self.readout, LinearReadout) else z
 
     @property
     def density(self) -> ConditionalDiffusion:

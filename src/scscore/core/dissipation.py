@@ -113,7 +113,13 @@ def evidence_by_level(model: ConditionalDiffusion, z: Tensor, levels: Tensor, dr
     -------
     Nats, shape ``(n_steps + 2, 2, n, n_classes)``, float64: from the prior end to the noise floor, then the clean cell.
     """
-    path = list(noising_trajectory(z, levels, _mirrored(draw)))
+    own, scores = z.tensor_split([model.n_features], dim=-1)
+    path = list(noising_trajectory(own, levels, _mirrored(draw)))
+
+    def pooled(found: Tensor, point: Tensor, lam: Tensor) -> Tensor:
+        whole = torch.cat([point, scores.expand(*point.shape[:-1], -1)], dim=-1)
+        return model.pooled(found, whole, lam=lam)
+
     jumps = zip(pairwise(path), pairwise(levels), strict=True)
     increments = [
         dissipation_increment(model, point, following, lam, lam_next).to(torch.float64)
@@ -121,11 +127,11 @@ def evidence_by_level(model: ConditionalDiffusion, z: Tensor, levels: Tensor, dr
     ]
     noisier = torch.zeros_like(increments[0])
     found = model.reference.log_prob(path[-1], levels[-1])
-    out = [model.pooled(found, path[-1], lam=levels[-1])]
+    out = [pooled(found, path[-1], levels[-1])]
     for point, lam, increment in zip(path[-2::-1], levels.flip(0)[1:], increments[::-1], strict=True):
         noisier = noisier + increment
-        out.append(model.pooled(model.reference.log_prob(point, lam) + noisier, point, lam=lam))
-    out.append(model.pooled(model.reference.log_prob(z) + noisier, z))
+        out.append(pooled(model.reference.log_prob(point, lam) + noisier, point, lam))
+    out.append(model.pooled(model.reference.log_prob(own) + noisier, z))
     return torch.stack(out)
 
 

@@ -99,7 +99,7 @@ def choose_effort(
     grid
         Bins of a continuous target: mean and standard deviation are then compared, and may differ by a tenth of the latter.
     """
-    by_loss = choose_levels(model, z, log_prior, grid=grid, seed=seed)
+    by_loss = choose_levels(model, model.own(z), log_prior, grid=grid, seed=seed)
     if model.denoiser is None or model.n_classes == 1:
         return by_loss, _CANDIDATES[0]
 

@@ -19,7 +19,7 @@ from scscore.core.diffusion import ConditionalDiffusion
 from scscore.core.direct import DirectPosterior
 from scscore.core.effort import choose_effort
 from scscore.core.held_out import HeldOut, HeldOutValues
-from scscore.core.readout import ReadoutChoice, fit_readout
+from scscore.core.readout import ReadoutChoice, ScoreMap, fit_readout
 from scscore.core.reference import GaussianReference
 from scscore.core.reference_fit import (
     INFLATIONS,
@@ -109,6 +109,7 @@ def fit_conditional_diffusion(
     validation_depth: Sequence[Array] | None = None,
     every_split: bool = False,
     with_readout: bool = True,
+    scores: ScoreMap | None = None,
     checkpoint_dir: Path | None = None,
     progress: bool = True,
     **trainer: Any,
@@ -152,6 +153,8 @@ def fit_conditional_diffusion(
     with_readout
         Pool the log-likelihoods with a linear classifier, with a continuous target with networks that give its posterior directly (with the hybrid
         objective). Of no use behind an encoder that has seen the labels: its training points are easier to tell apart than new ones.
+    scores
+        The last columns of the representation are class scores, for the readout alone; those of a cell that is known by its features only.
     checkpoint_dir
         Where to write checkpoints and resume from.
     progress
@@ -181,6 +184,7 @@ def fit_conditional_diffusion(
         progress=progress,
         trainer=trainer,
     )
+    n_scores = 0 if scores is None else scores.n_scores
     with_readout &= config.discriminative_weight > 0 and n_classes > 1 and not direct
     runs = ValidationRuns.of(
         training,
@@ -191,6 +195,7 @@ def fit_conditional_diffusion(
         depth=validation_depth,
         every_split=every_split,
         with_network_readout=with_readout and grid is not None,
+        n_scores=n_scores,
     )
     bare = log_likelihood = runs.log_likelihood()
     choice: ReadoutChoice | NetworkReadoutChoice | None = None
@@ -210,10 +215,10 @@ def fit_conditional_diffusion(
     final_steps = runs.n_steps_for(len(x), runs.steps[runs.best])
     if direct:  # there is no reference to do without a network
         final_steps = max(final_steps, 1)
-    final = _final_model(training, chosen, x, y, final_steps, choice, n_members)
+    final = _final_model(training, chosen, x, y, final_steps, choice, n_members, scores)
     n_jumps = n_steps
     if isinstance(final, ConditionalDiffusion):
-        some = chosen.whitening(torch.from_numpy(x[evenly_spread(len(x), _ENOUGH_CELLS_FOR_LEVELS)]))
+        some = chosen.whitening.with_scores(x[evenly_spread(len(x), _ENOUGH_CELLS_FOR_LEVELS)], n_scores)
         log_weights = log_prior + (np.asarray(offsets) if offsets else 0.0)
         # with a continuous target the posteriors of the networks are averaged, not their residuals
         alone = final if grid is None else final.members()[0].eval()
@@ -249,6 +254,7 @@ def _final_model(
     n_steps: int,
     choice: ReadoutChoice | NetworkReadoutChoice | None,
     n_members: int,
+    scores: ScoreMap | None,
 ) -> ConditionalDiffusion | DirectPosterior:
     """The model of all cells: the reference, networks trained for so many steps (none: without them), the readout."""
     z, log_prior = chosen.whitening(torch.from_numpy(x)), training.log_prior
@@ -266,7 +272,7 @@ def _final_model(
         name = "all cells" if n_members == 1 else "all cells, member {}"
         final = _ensemble(trained(name, n_steps, readout=False))
     if isinstance(choice, ReadoutChoice):
-        final.readout = fit_readout(x, y, chosen.whitening, choice, log_prior)
+        final.readout = fit_readout(x, y, chosen.whitening, choice, log_prior, scores)
     elif choice is not None and training.grid is not None:
         networks = _ensemble(trained("all cells, readout {}", choice.n_steps, readout=True)).denoiser
         parts = choice.of_network, choice.of_diffusion, log_prior, training.grid.to_bins

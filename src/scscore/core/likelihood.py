@@ -142,7 +142,7 @@ def log_likelihood(
         The conditional diffusion model, in evaluation mode; its readout, if it has one, is pooled with the log-likelihoods. Of the twin without a density
         the ratio to log p(y) is given.
     z
-        Clean points, shape ``(n, n_features)``.
+        Clean points, shape ``(n, n_features)``, with class scores behind the features where the readout knows of any.
     noise
         Source of the noise.
     estimator
@@ -198,9 +198,10 @@ def _of_density(
     stopping: Stopping | None,
 ) -> LogLikelihood:
     """The log-likelihoods without the readout, which only decides when to stop."""
+    own = model.own(z)
     if estimator == "flow":
-        return flow_log_likelihood(model, z, n_steps=n_steps, noise=noise, n_probes=n_paths, start=start)
-    reference = model.reference.log_prob(z)
+        return flow_log_likelihood(model, own, n_steps=n_steps, noise=noise, n_probes=n_paths, start=start)
+    reference = model.reference.log_prob(own)
     if model.denoiser is None:
         return LogLikelihood(reference.expand(1, 1, -1, -1), exact=True)
     levels = model.schedule.levels(n_steps).to(z.device)
@@ -209,7 +210,7 @@ def _of_density(
     active, wanted = np.arange(len(z)), torch.ones_like(reference, dtype=torch.bool)
     n_done, n_next = 0, n_paths // 2 if stopping is None else min(2, n_paths // 2)
     while True:
-        points, rows, classes = z[active], start + active, _most_wanted(wanted[active])
+        points, rows, classes = own[active], start + active, _most_wanted(wanted[active])
         for pair in range(n_done, n_next):
             draw = _on_device(partial(noise.normal, rows, model.n_features, pair=pair), z)
             if estimator == "elbo":

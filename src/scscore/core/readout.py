@@ -6,7 +6,8 @@ borders between classes and says nothing else. The pool of the two,
 .. math:: u_c(z) = a \log p(z \mid c) + w_c \cdot z + b_c ,
 
 has the better posterior wherever few cells fix many parameters. With :math:`p(z)` left to the diffusion, the joint density
-:math:`p(z, c) = p(z)\,\mathrm{softmax}_c(u_c + \log\pi_c)` is normalised (derivation page, *Readout*).
+:math:`p(z, c) = p(z)\,\mathrm{softmax}_c(u_c + \log\pi_c)` is normalised (derivation page, *Readout*). Where the representation comes with class scores
+:math:`s_c` of a second classifier, one of single genes that the features hold little of, these are pooled as well: :math:`u_c + b\,s_c`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from scscore.core.thinning import evenly_spread
 
 PENALTIES = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
 """Those of the classifier that are compared: factors on half its squared weights beside the mean loss of a cell, for features of unit mean variance."""
-_ENOUGH_CELLS = 10_000  # for the choice of the penalty
+ENOUGH_CELLS = 10_000
+"""With so many, a linear classifier is known well enough to compare it with others."""
 _LEAST_CELLS = 10  # of every class
 _MOST_ITERATIONS = 300
 _NEGLIGIBLE = 2.0  # nats, of all held-out cells together
@@ -72,9 +74,9 @@ class Readout(nn.Module, ABC):
         log_likelihood
             Of the classes, nats, shape ``(..., n_classes)``, or ``(..., n_wanted)``.
         z
-            Points, shape ``(..., n_features)``.
+            Points, shape ``(..., n_features)``, with class scores behind the features where they are known.
         lam
-            Their log SNR, a scalar; ``None``: clean.
+            Their log SNR, a scalar; ``None``: clean. Class scores are those of the clean points.
         classes
             The classes that `log_likelihood` is of, ``(..., n_wanted)``; ``None``: all.
         """
@@ -108,7 +110,8 @@ class LinearReadout(Readout):
     r"""Pools the log-likelihoods of the classes with a linear classifier.
 
     Noised to log SNR :math:`\lambda`, a linear log-ratio is that of two Gaussians of unit variance, hence
-    :math:`\alpha\,w_c \cdot z_\lambda + \alpha^2 b_c`.
+    :math:`\alpha\,w_c \cdot z_\lambda + \alpha^2 b_c`. Class scores do not come from :math:`z` alone: of a noised cell they are :math:`\alpha^2 s_c`, the mean of
+    such a log-ratio.
 
     Parameters
     ----------
@@ -117,24 +120,86 @@ class LinearReadout(Readout):
         of the classes.
     exponent, log_prior
         As in :class:`Readout`.
+    of_scores
+        What the class scores weigh in the log-ratio of every class, ``(n_classes, n_scores)``; ``None``: there are none.
+    score_slopes, score_bias
+        Class scores of a point that is known by its features only, such as the mean of a class: nats per unit ``(n_features, n_scores)`` and
+        nats ``(n_scores,)``.
     """
 
     weight: Tensor
     bias: Tensor
+    of_scores: Tensor
+    score_slopes: Tensor
+    score_bias: Tensor
 
-    def __init__(self, weight: Tensor, bias: Tensor, exponent: Tensor, log_prior: Tensor) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        exponent: Tensor,
+        log_prior: Tensor,
+        of_scores: Tensor | None = None,
+        score_slopes: Tensor | None = None,
+        score_bias: Tensor | None = None,
+    ) -> None:
         super().__init__(exponent, log_prior)
-        for name, value in {"weight": weight, "bias": bias}.items():
+        (n_classes, n_features), n_scores = weight.shape, 0 if of_scores is None else of_scores.shape[1]
+        buffers = {
+            "weight": weight,
+            "bias": bias,
+            "of_scores": weight.new_zeros(n_classes, 0) if of_scores is None else of_scores,
+            "score_slopes": weight.new_zeros(n_features, n_scores) if score_slopes is None else score_slopes,
+            "score_bias": weight.new_zeros(n_scores) if score_bias is None else score_bias,
+        }
+        for name, value in buffers.items():
             self.register_buffer(name, value.to(torch.float64))
+
+    def with_scores(self, z: Tensor) -> Tensor:
+        """Points ``(..., n_features)`` with the class scores of what their features alone make of a cell, ``(..., n_features + n_scores)``."""
+        return torch.cat([z, (z.to(torch.float64) @ self.score_slopes + self.score_bias).to(z.dtype)], dim=-1)
 
     def expert(self, z: Tensor, lam: Tensor | None) -> Tensor:
         """See :meth:`Readout.expert`."""
         alpha = 1.0 if lam is None else NoiseSchedule.alpha(lam).to(torch.float64)
-        return alpha * (z.to(torch.float64) @ self.weight.T) + alpha**2 * self.bias
+        own, scores = z.to(torch.float64).tensor_split([len(self.score_slopes)], dim=-1)
+        if scores.shape[-1]:
+            scores = alpha**2 * scores
+        else:
+            scores = alpha * (own @ self.score_slopes) + alpha**2 * self.score_bias
+        return alpha * (own @ self.weight.T) + alpha**2 * self.bias + scores @ self.of_scores.T
+
+
+class ScoreMap(NamedTuple):
+    """Class scores of a cell that is known by the features of the representation only, ``x @ slopes + bias``.
+
+    Attributes
+    ----------
+    slopes
+        Nats per unit, ``(n_features, n_scores)``.
+    bias
+        Nats, ``(n_scores,)``.
+    """
+
+    slopes: Array
+    bias: Array
+
+    @property
+    def n_scores(self) -> int:
+        """Number of class scores."""
+        return len(self.bias)
+
+    def whitened(self, whitening: Whitening) -> tuple[Tensor, Tensor]:
+        """Slopes and bias in the whitened space of the leading features."""
+        slopes, bias = torch.from_numpy(self.slopes[: len(whitening.center)]), torch.from_numpy(self.bias)
+        return torch.linalg.solve(whitening.matrix, slopes), whitening.center @ slopes + bias
 
 
 class ReadoutRun(NamedTuple):
-    """A validation run of the diffusion: its cells, before whitening, and the log-likelihoods of the held-out ones."""
+    """A validation run of the diffusion: its cells, before whitening, and the log-likelihoods of the held-out ones.
+
+    The last `n_scores` columns of the cells are class scores.
+    """
 
     whitening: Whitening
     x_train: Array
@@ -142,6 +207,7 @@ class ReadoutRun(NamedTuple):
     x_held_out: Array
     y_held_out: NDArray[np.integer]
     log_likelihood: Array
+    n_scores: int = 0
 
 
 class ReadoutChoice(NamedTuple):
@@ -151,14 +217,15 @@ class ReadoutChoice(NamedTuple):
     ----------
     penalty, whitened
         Of the classifier, and whether the features are whitened before it.
-    of_diffusion, of_classifier
-        Weights in the pool.
+    of_diffusion, of_classifier, of_scores
+        Weights in the pool; the last is zero where there are no class scores.
     """
 
     penalty: float
     whitened: bool
     of_diffusion: float
     of_classifier: float
+    of_scores: float = 0.0
 
 
 def choose_readout(runs: Sequence[ReadoutRun], log_prior: Array) -> ReadoutChoice:
@@ -176,14 +243,15 @@ def choose_readout(runs: Sequence[ReadoutRun], log_prior: Array) -> ReadoutChoic
     """
     n_classes = len(log_prior)
     y, values = (np.concatenate(part) for part in zip(*((r.y_held_out, r.log_likelihood) for r in runs), strict=True))
+    scores = [np.concatenate([r.x_held_out[:, -r.n_scores :] for r in runs])] if runs[0].n_scores else []
     found: list[tuple[ReadoutChoice, Array]] = []
     for whitened in (True, False):
         paths = [_classifiers(run, n_classes, PENALTIES, whitened=whitened) for run in runs]
         for i, penalty in enumerate(PENALTIES):
             of_runs = [_logits(run.x_held_out, run.whitening, path[i]) for run, path in zip(runs, paths, strict=True)]
-            linear = np.concatenate(of_runs)
-            weights, offsets = fit_pool([values, linear], log_prior, y)
-            log_p = log_posterior(weights[0] * values + weights[1] * linear, log_prior + offsets)
+            experts = [values, np.concatenate(of_runs), *scores]
+            weights, offsets = fit_pool(experts, log_prior, y)
+            log_p = log_posterior(np.tensordot(weights, np.stack(experts), 1), log_prior + offsets)
             choice = ReadoutChoice(penalty, whitened, *weights.tolist())
             found.append((choice, -log_p[np.arange(len(y)), y]))
     best, lowest = min(found, key=lambda pair: pair[1].mean())
@@ -196,14 +264,23 @@ def choose_readout(runs: Sequence[ReadoutRun], log_prior: Array) -> ReadoutChoic
 
 
 def fit_readout(
-    x: Array, y: NDArray[np.integer], whitening: Whitening, choice: ReadoutChoice, log_prior: Array
+    x: Array,
+    y: NDArray[np.integer],
+    whitening: Whitening,
+    choice: ReadoutChoice,
+    log_prior: Array,
+    scores: ScoreMap | None = None,
 ) -> LinearReadout:
-    """The readout of chosen penalty and weights, with the classifier fitted to cells ``(n, n_features)``."""
+    """The readout of chosen penalty and weights, with the classifier fitted to cells ``(n, >= n_features)``."""
     run = ReadoutRun(whitening, x, y, x[:0], y[:0], x[:0])
     ((weight, bias),) = _classifiers(run, len(log_prior), [choice.penalty], whitened=choice.whitened, at_most=None)
     scale = choice.of_classifier
-    parts = scale * weight, scale * bias, np.asarray(choice.of_diffusion), log_prior
-    return LinearReadout(*(torch.from_numpy(part) for part in parts))
+    parts = [
+        torch.from_numpy(part) for part in (scale * weight, scale * bias, np.asarray(choice.of_diffusion), log_prior)
+    ]
+    if scores is not None:
+        parts += [choice.of_scores * torch.eye(scores.n_scores), *scores.whitened(whitening)]
+    return LinearReadout(*parts)
 
 
 def _logits(x: Array, whitening: Whitening, classifier: tuple[Array, Array]) -> Array:
@@ -217,30 +294,48 @@ def _classifiers(
     penalties: Sequence[float],
     *,
     whitened: bool,
-    at_most: int | None = _ENOUGH_CELLS,
+    at_most: int | None = ENOUGH_CELLS,
 ) -> list[tuple[Array, Array]]:
     """Weights and biases, on whitened points, of logistic regressions from the strongest penalty to the weakest, without the prior."""
     center, matrix = run.whitening.center.numpy(), run.whitening.matrix.numpy()
-    rows = np.arange(len(run.y_train))
-    if at_most is not None and len(rows) > at_most:
-        rare = [np.flatnonzero(run.y_train == k)[:_LEAST_CELLS] for k in range(n_classes)]
-        rows = np.unique(np.concatenate([evenly_spread(len(rows), at_most), *rare]))
+    rows = some_cells(run.y_train, n_classes, at_most)
     x, y = run.x_train[rows, : len(center)], run.y_train[rows]
     features = (x - center) @ matrix if whitened else x - center
-    mean, scale = features.mean(0), np.sqrt(features.var(0).mean())
+    found = linear_classifiers(features, y, n_classes, penalties)
+    return found if whitened else [(np.linalg.solve(matrix, weight.T).T, bias) for weight, bias in found]
+
+
+def some_cells(y: NDArray[np.integer], n_classes: int, at_most: int | None = ENOUGH_CELLS) -> NDArray[np.integer]:
+    """Rows of evenly spread cells, with a few of every class; all where there are not so many."""
+    if at_most is None or len(y) <= at_most:
+        return np.arange(len(y))
+    rare = [np.flatnonzero(y == k)[:_LEAST_CELLS] for k in range(n_classes)]
+    return np.unique(np.concatenate([evenly_spread(len(y), at_most), *rare]))
+
+
+def linear_classifiers(
+    x: Array, y: NDArray[np.integer], n_classes: int, penalties: Sequence[float]
+) -> list[tuple[Array, Array]]:
+    """Logistic regressions of features ``(n, n_features)``, one for every penalty, from the strongest on.
+
+    Returns
+    -------
+    Weights ``(n_classes, n_features)`` and biases ``(n_classes,)`` of the log-ratios of the classes, nats, without the prior. A class without cells gets the lowest
+    bias of the others.
+    """
+    mean, scale = x.mean(0), np.sqrt(x.var(0).mean())
     present, counts = np.unique(y, return_counts=True)
     model = LogisticRegression(max_iter=_MOST_ITERATIONS, tol=1e-4, warm_start=True)
     out = []
     for penalty in penalties:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a classifier that stops early is a smoother one
-            model.set_params(C=1 / (penalty * len(y))).fit((features - mean) / scale, y)
+            model.set_params(C=1 / (penalty * len(y))).fit((x - mean) / scale, y)
         own, intercept = model.coef_ / scale, model.intercept_
         if len(present) == 2:
             own, intercept = np.concatenate([-own / 2, own / 2]), np.concatenate([-intercept / 2, intercept / 2])
         intercept = intercept - own @ mean - np.log(counts / counts.sum())
-        weight, bias = np.zeros((n_classes, len(center))), np.full(n_classes, intercept.min())
-        weight[present] = own if whitened else np.linalg.solve(matrix, own.T).T
-        bias[present] = intercept
+        weight, bias = np.zeros((n_classes, x.shape[1])), np.full(n_classes, intercept.min())
+        weight[present], bias[present] = own, intercept
         out.append((weight, bias))
     return out

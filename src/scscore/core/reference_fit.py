@@ -107,6 +107,11 @@ class Whitening(nn.Module):
         used = x[:, : len(self.center)].to(self.center.dtype)
         return ((used - self.center) @ self.matrix).to(torch.float32)
 
+    def with_scores(self, x: Array, n_scores: int) -> Tensor:
+        """Whitened points of `x` with its last `n_scores` columns behind them, float32 ``(n, n_features + n_scores)``."""
+        whole = torch.from_numpy(x)
+        return torch.cat([self(whole), whole[:, x.shape[1] - n_scores :].to(torch.float32)], dim=1)
+
     def inverse(self, z: Tensor) -> Tensor:
         """The leading features whose whitened point is `z`, float64 ``(n, n_features)``."""
         return torch.linalg.solve(self.matrix, z.to(self.center.dtype), left=False) + self.center

@@ -16,7 +16,7 @@ from torch import Tensor
 from scscore.core.denoiser import ResidualDenoiser
 from scscore.core.diffusion import ConditionalDiffusion
 from scscore.core.direct import DirectNetwork, DirectPosterior
-from scscore.core.readout import ReadoutChoice, ReadoutRun, choose_readout, fit_readout, normaliser
+from scscore.core.readout import ReadoutChoice, ReadoutRun, ScoreMap, choose_readout, fit_readout, normaliser
 from scscore.core.reference import GaussianReference
 from scscore.core.reference_fit import Array, Fold, Whitening
 from scscore.core.schedule import NoiseSchedule
@@ -131,10 +131,13 @@ class ValidationRuns:
         One for every split.
     training
         How their networks were trained.
+    n_scores
+        Columns at the end of the representation that are class scores, for the readout alone.
     """
 
     runs: Sequence[_Run]
     training: NetworkTraining
+    n_scores: int = 0
 
     @classmethod
     def of(
@@ -148,6 +151,7 @@ class ValidationRuns:
         depth: Sequence[Array] | None = None,
         every_split: bool = False,
         with_network_readout: bool = False,
+        n_scores: int = 0,
     ) -> ValidationRuns:
         """Train and watch.
 
@@ -167,6 +171,8 @@ class ValidationRuns:
             Watch cells of every split, because each holds out other donors or studies.
         with_network_readout
             Train the network of a readout beside each.
+        n_scores
+            Columns at the end of the representation that are class scores.
         """
         runs: list[_Run] = []
         n_runs = len(folds) if every_split else min(len(folds), _MOST_RUNS)
@@ -186,7 +192,7 @@ class ValidationRuns:
                 model = training.untrained(reference, z, readout=True)
                 of_readout = training.run(f"{name}, readout", model, z, fold.y_train, **watched)
             runs.append(_Run(whitening, fold, rows, result, of_readout, None if depth is None else depth[i][rows]))
-        return cls(runs, training)
+        return cls(runs, training, n_scores)
 
     @cached_property
     def truth(self) -> NDArray[Any]:
@@ -244,14 +250,17 @@ class ValidationRuns:
                 run.fold.x_held_out[run.rows],
                 run.fold.y_held_out[run.rows],
                 run.result.log_likelihood[self.best].numpy(),
+                self.n_scores,
             )
             for run in self.runs
         ]
         log_prior = self.training.log_prior
         choice, pooled = choose_readout(runs, log_prior), []
+        # the scores of all watched cells are known: nothing has to be made of their features
+        nowhere = ScoreMap(np.zeros((runs[0].x_train.shape[1], self.n_scores)), np.zeros(self.n_scores))
         for run in runs:
-            readout = fit_readout(run.x_train, run.y_train, run.whitening, choice, log_prior)
-            z = run.whitening(torch.from_numpy(run.x_held_out))
+            readout = fit_readout(run.x_train, run.y_train, run.whitening, choice, log_prior, nowhere)
+            z = run.whitening.with_scores(run.x_held_out, self.n_scores)
             pooled.append(readout(torch.from_numpy(run.log_likelihood), z).numpy())
         return choice, np.concatenate(pooled)
 

@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from anndata import AnnData
 from numpy.typing import NDArray
 
 from scscore.core.reference_fit import Array, Fold, ReferenceShape, clearly_worse, cross_validate
 from scscore.core.thinning import evenly_spread
 from scscore.io.folds import Split
+from scscore.io.gene_classifier import most_variable
 from scscore.io.readers import Chunk
 from scscore.io.representation import InputKind, PCAEncoder, log_normalise
 
@@ -44,16 +43,9 @@ def informative_genes(
         return chunk, genes
     keep = np.asarray(abs(chunk).sum(axis=0)).ravel() > 0
     if n_top_genes is not None and n_top_genes < keep.sum():
-        import scanpy as sc
-
-        view, threads = AnnData(log_normalise(chunk[:, keep], kind, DEFAULT_TARGET)), torch.get_num_threads()
-        sc.pp.highly_variable_genes(view, n_top_genes=n_top_genes, flavor="seurat")
-        torch.set_num_threads(threads)  # numba, under scanpy, sets those of torch to its own
-        dispersion = view.var["dispersions_norm"].fillna(-np.inf).to_numpy()
-        ranked = np.flatnonzero(keep)[
-            np.argsort(-dispersion, kind="stable")
-        ]  # ties would give more genes than asked for
-        keep[ranked[n_top_genes:]] = False
+        seen = np.flatnonzero(keep)
+        variable = seen[most_variable(log_normalise(chunk[:, keep], kind, DEFAULT_TARGET), n_top_genes)]
+        keep = np.isin(np.arange(len(keep)), variable)
     if keep.sum() < 2:
         raise ValueError(f"At least two genes with values above zero are needed, adata has {int(keep.sum())}.")
     return chunk[:, keep], genes[keep]

@@ -51,12 +51,15 @@ class LinearGenes:
         ``B``, ``(n_vars, n_features)``.
     mean, origin
         Mean expression ``(n_vars,)``, and its point ``(n_features,)``.
+    scores
+        Change of the class scores behind the features per unit of expression, ``(n_vars, n_scores)``.
     """
 
     loadings: Array
     dual: Array
     mean: Array
     origin: Array
+    scores: Array
     _chunks: Callable[[int], Iterator[tuple[int, Chunk, Array]]]
 
     @classmethod
@@ -71,11 +74,14 @@ class LinearGenes:
         dual[position[found]] = encoder.dual[found]
         mean = np.zeros(adata.n_vars)
         mean[position[found]] = encoder.mean[found]
+        scores = np.zeros((adata.n_vars, encoder.n_scores))
+        if encoder.classifier is not None:
+            scores[position[found]] = encoder.classifier.weights[found]
 
         def chunks(size: int) -> Iterator[tuple[int, Chunk, Array]]:
             return encoder.expression_chunks(adata, layer=layer, size=size)
 
-        return cls(loadings, dual, mean, np.zeros(encoder.n_features), chunks)
+        return cls(loadings, dual, mean, np.zeros(encoder.n_features), scores, chunks)
 
     @classmethod
     def of_loadings(cls, adata: AnnData, key: str, varm_key: str, *, layer: str | None) -> Self:
@@ -113,7 +119,7 @@ class LinearGenes:
                 f"Pass the layer= that the components were computed from (scaled values, for instance). {_WAYS}"
             )
         dual = np.asarray(np.linalg.pinv(loadings).T, dtype=np.float64)
-        return cls(loadings, dual, mean, mean @ loadings + offset.mean(0), chunks)
+        return cls(loadings, dual, mean, mean @ loadings + offset.mean(0), np.zeros((len(mean), 0)), chunks)
 
     @property
     def known(self) -> NDArray[np.bool_]:

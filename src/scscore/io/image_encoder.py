@@ -35,7 +35,7 @@ class ImageEncoder:
 
     def __init__(self, network: Map, grid: PixelGrid, decoder: RidgeDecoder) -> None:
         self.network = network.eval() if isinstance(network, nn.Module) else network
-        self.grid, self.decoder, self.n_features = grid, decoder, len(decoder.center)
+        self.grid, self.decoder, self.n_features, self.n_scores = grid, decoder, len(decoder.center), 0
 
     @classmethod
     def fit(cls, network: Map, grid: PixelGrid, pixels: NDArray[np.float32]) -> tuple[Self, Matrix]:

@@ -28,7 +28,7 @@ from scscore.io.gene_space import RidgeDecoder
 from scscore.io.image_encoder import ImageEncoder
 from scscore.io.model_files import Tensors
 from scscore.io.pixels import PixelGrid
-from scscore.io.representation import ObsmRepresentation, PCAEncoder, Representation
+from scscore.io.representation import GeneClassifier, ObsmRepresentation, PCAEncoder, Representation
 
 if TYPE_CHECKING:
     from scscore.model import ScoreModel
@@ -52,6 +52,8 @@ def model_tensors(model: ScoreModel) -> Tensors:
         for name in ("mean", "share", "components", "weights"):
             if (value := getattr(model.representation, name)) is not None:
                 tensors[f"encoder.{name}"] = value
+        if model.representation.classifier is not None:
+            tensors |= {f"classifier.{k}": v for k, v in model.representation.classifier._asdict().items()}
     if isinstance(model.representation, ImageEncoder):
         tensors |= {f"decoder.{name}": value for name, value in model.representation.decoder._asdict().items()}
         if isinstance(network := model.representation.network, torch.nn.Module):
@@ -118,6 +120,7 @@ def model_parts(tensors: Tensors, metadata: dict[str, Any]) -> dict[str, Any]:
             target_sum=encoder["target_sum"],
             kind=encoder["kind"],
             weights=tensors.get("encoder.weights"),
+            classifier=GeneClassifier(**found) if (found := part_arrays("classifier.")) else None,
         )
     elif encoder["type"] == "images":
         grid = PixelGrid(tuple(encoder["channels"]), encoder["height"], encoder["width"])

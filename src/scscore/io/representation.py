@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Literal, NamedTuple, Protocol, Self
@@ -12,6 +13,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
+from scscore.core.readout import ScoreMap
 from scscore.io.genes import align_genes, check_unique
 from scscore.io.pixels import PixelGrid
 from scscore.io.readers import Chunk, MatrixReader, values
@@ -29,12 +31,17 @@ class Representation(Protocol):
 
     n_features: int
 
+    @property
+    def n_scores(self) -> int:
+        """Number of class scores behind the features."""
+        ...
+
     def chunks(self, adata: AnnData, *, layer: str | None = None, size: int = 4096) -> Iterator[tuple[int, Matrix]]:
-        """First row and points ``(n, n_features)``, float64, of one chunk of cells after the other."""
+        """First row and points ``(n, n_features + n_scores)``, float64, of one chunk of cells after the other."""
         ...
 
     def transform(self, adata: AnnData, *, layer: str | None = None) -> Matrix:
-        """Points of all cells, ``(n_obs, n_features)``, float64."""
+        """Points of all cells, ``(n_obs, n_features + n_scores)``, float64."""
         ...
 
     def log_depth(self, adata: AnnData, *, layer: str | None = None) -> Matrix | None:
@@ -44,6 +51,25 @@ class Representation(Protocol):
     def summary(self) -> str:
         """What it is, in a few words."""
         ...
+
+
+class GeneClassifier(NamedTuple):
+    """A linear classifier of log expression; :mod:`scscore.io.gene_classifier` fits it.
+
+    Attributes
+    ----------
+    weights
+        Nats per unit of log expression, ``(n_genes, n_classes)``.
+    bias
+        Nats, ``(n_classes,)``.
+    """
+
+    weights: Matrix
+    bias: Matrix
+
+    def scores(self, expression: Chunk) -> Matrix:
+        """Log-ratios of the classes without their prior, nats ``(n, n_classes)``."""
+        return np.asarray(expression @ self.weights, dtype=np.float64) + self.bias
 
 
 class PCAEncoder:
@@ -69,6 +95,8 @@ class PCAEncoder:
         Factor on the centred log expression of every gene before the components were taken, ``(n_genes,)``, which the loadings hold; ``None`` is 1.
     kind
         What the model was fitted on: raw counts, log-normalised values that are used as they are, other features, or pixels of images.
+    classifier
+        Gives class scores, which stand behind the components in every point; ``None``: there are none.
     """
 
     def __init__(
@@ -81,9 +109,10 @@ class PCAEncoder:
         target_sum: float,
         kind: InputKind = "counts",
         weights: Matrix | None = None,
+        classifier: GeneClassifier | None = None,
     ) -> None:
         self.genes, self.mean, self.share, self.components = genes, mean, share, components
-        self.target_sum, self.kind, self.weights = target_sum, kind, weights
+        self.target_sum, self.kind, self.weights, self.classifier = target_sum, kind, weights, classifier
         self.n_features: int = components.shape[1]
 
     @classmethod
@@ -123,6 +152,24 @@ class PCAEncoder:
         factors = weights.astype(np.float64) if unit_variance else None
         return cls(genes, mean, share, components, target_sum=target_sum, kind=kind, weights=factors)
 
+    def with_classifier(self, classifier: GeneClassifier) -> Self:
+        """The same encoder, with class scores behind the components."""
+        found = copy.copy(self)
+        found.classifier = classifier
+        return found
+
+    @property
+    def n_scores(self) -> int:
+        """Number of class scores behind the components."""
+        return 0 if self.classifier is None else len(self.classifier.bias)
+
+    @property
+    def score_map(self) -> ScoreMap:
+        """Class scores of the expression that is reconstructed from the components."""
+        if self.classifier is None:
+            return ScoreMap(np.zeros((self.n_features, 0)), np.zeros(0))
+        return ScoreMap(self.dual.T @ self.classifier.weights, self.classifier.scores(self.mean[None])[0])
+
     def decode(self, points: Matrix) -> Matrix:
         """Values ``(n, n_genes)`` as the encoder sees them, of points of which only the leading features are given; the others are average."""
         return self.mean + points @ self.dual[:, : points.shape[1]].T
@@ -139,7 +186,7 @@ class PCAEncoder:
         return self.components / self.weights[:, None] ** 2
 
     def encode(self, chunk: Chunk, position: NDArray[np.int64] | None = None) -> Matrix:
-        """Points of the cells of a chunk, ``(n, n_features)``.
+        """Points of the cells of a chunk, ``(n, n_features + n_scores)``.
 
         Parameters
         ----------
@@ -198,14 +245,18 @@ class PCAEncoder:
         return found if self.weights is None else f"{found}, {names} at unit variance"
 
     def _projection(self, position: NDArray[np.int64] | None, n_columns: int) -> _Projection:
+        columns, added = self.components, np.zeros(self.n_features)
+        if self.classifier is not None:
+            columns = np.hstack([columns, self.classifier.weights])
+            added = np.concatenate([added, self.score_map.bias])
         if position is None:
-            return _Projection(self.components, self.mean @ self.components, None, self.target_sum)
+            return _Projection(columns, self.mean @ columns - added, None, self.target_sum)
         found = position >= 0
-        components, known = np.zeros((n_columns, self.n_features)), np.zeros(n_columns, dtype=bool)
-        components[position[found]] = self.components[found]
+        of_query, known = np.zeros((n_columns, columns.shape[1])), np.zeros(n_columns, dtype=bool)
+        of_query[position[found]] = columns[found]
         known[position[found]] = True
-        offset = self.mean[found] @ self.components[found]
-        return _Projection(components, offset, known, self.target_sum * float(self.share[found].sum()))
+        offset = self.mean[found] @ columns[found] - added
+        return _Projection(of_query, offset, known, self.target_sum * float(self.share[found].sum()))
 
 
 class _Projection(NamedTuple):
@@ -233,7 +284,7 @@ class ObsmRepresentation:
     """
 
     def __init__(self, key: str, n_features: int) -> None:
-        self.key, self.n_features = key, n_features
+        self.key, self.n_features, self.n_scores = key, n_features, 0
 
     def chunks(self, adata: AnnData, *, layer: str | None = None, size: int = 4096) -> Iterator[tuple[int, Matrix]]:
         """First row and points (float64) of one chunk of cells after the other; all are checked before the first."""

@@ -18,6 +18,7 @@ from scscore.core.covariates import ALL_CELLS, CovariateShift, fifths, level_nam
 from scscore.core.thinning import evenly_spread
 from scscore.io.columns import obs_column
 from scscore.io.modalities import of_modality
+from scscore.io.representation import PCAEncoder
 from scscore.model import ScoreModel
 from scscore.tl._validate import check_adata, check_batches, check_model, check_name, check_positive, usable_device
 
@@ -227,13 +228,17 @@ def _points(
         cells, layer=layer, batch_size=batch_size, device=device, progress=progress, description=f"adapt to {name}"
     )
     with torch.inference_mode():
-        return torch.cat([z.cpu() for _, z in chunks])
+        return torch.cat([bare.diffusion.own(z).cpu() for _, z in chunks])
 
 
 def _of_representation(model: ScoreModel, shifts: list[torch.Tensor]) -> NDArray[np.float64]:
-    """Shifts of the whitened space as shifts of the representation, ``(n_shifts, n_features)``; unused features do not move."""
-    out = np.zeros((len(shifts), model.representation.n_features))
+    """Shifts of the whitened space as shifts of the representation, ``(n_shifts, n_features + n_scores)``.
+
+    Features that are not used do not move; class scores move by what the others make of the expression.
+    """
+    encoder = model.representation
+    out = np.zeros((len(shifts), encoder.n_features))
     if shifts:
         used = model.whitening.inverse(torch.stack(shifts)) - model.whitening.center
         out[:, : used.shape[1]] = used.numpy()
-    return out
+    return np.hstack([out, out @ encoder.score_map.slopes]) if isinstance(encoder, PCAEncoder) else out

@@ -212,7 +212,7 @@ def attribute(
         for chunk in genes.chunks(batch_size):
             rows = slice(chunk.start, chunk.start + len(chunk.points))
             points = model.without_covariates(chunk.points, covariates.rows(rows))
-            z = model.whitening(torch.from_numpy(points)).to(torch_device)
+            z = model.in_engine(points).to(torch_device)
             contrast = compared.of_cells(model, z, n_steps, noise, rows)
             found = split(chunk, z, points, contrast, noise)
             y = contrast.target.cpu().numpy()

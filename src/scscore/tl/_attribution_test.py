@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import torch
 from anndata import AnnData
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
@@ -177,7 +176,7 @@ def _slopes(
         if not known.any():
             continue
         points = model.without_covariates(part.points, covariates.rows(own[known]))
-        z = model.whitening(torch.from_numpy(points)).to(device)
+        z = model.in_engine(points).to(device)
         rows, y = slice(chunk.start, chunk.start + len(z)), codes[own][known]
         contrast = contrast_of(model, z, "rest", y, model.log_prior(), n_steps, noise, rows)
         found = split(part, z, points, contrast, noise)

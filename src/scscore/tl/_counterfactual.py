@@ -164,13 +164,18 @@ def counterfactual(
     with tqdm(total=adata.n_obs, desc="counterfactual", unit="cell", disable=not progress) as bar:
         for rows, expression, points in _cells(model, genes, adata, layer, batch_size):
             own = model.without_covariates(points, covariates.rows(rows))
-            z = model.whitening(torch.from_numpy(own)).to(torch_device)
+            whole = model.in_engine(own).to(torch_device)
+            z = diffusion.own(whole)
             with torch.inference_mode():
-                y = model.log_posterior(z, noise, start=rows.start).argmax(1) if y_source is None else y_source[rows]
+                y = (
+                    model.log_posterior(whole, noise, start=rows.start).argmax(1)
+                    if y_source is None
+                    else y_source[rows]
+                )
                 found = _carried(diffusion, z, y, y_to[rows], levels)
             change = (model.whitening.inverse(found.cpu()) - model.whitening.inverse(z.cpu())).numpy()
             points[:, : change.shape[1]] += change
-            new_points[rows], sources[rows] = points, y
+            new_points[rows], sources[rows] = points[:, : encoder.n_features], y
             if genes is not None:
                 of_genes = change @ genes.dual[:, : change.shape[1]].T
                 x[rows], delta[rows] = expression + of_genes, of_genes

@@ -10,6 +10,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from scscore._logging import logger
+from scscore.core.readout import ScoreMap
 from scscore.core.reference_fit import ReferenceShape, candidate_shapes
 from scscore.images._conv import Conv
 from scscore.images._fit import fit_image_encoder
@@ -25,6 +26,7 @@ from scscore.io.encoder_choice import (
     represent,
 )
 from scscore.io.folds import Split
+from scscore.io.gene_classifier import add_classifiers
 from scscore.io.gene_space import Map
 from scscore.io.pixels import PixelGrid
 from scscore.io.representation import (
@@ -62,6 +64,8 @@ class Encoded(NamedTuple):
         Log count totals of the held-out cells of every split; ``None`` where nothing was counted.
     unit_variance
         Whether genes were brought to unit variance.
+    scores
+        The last columns of all points are class scores by genes; those of a cell that is known by its features only. ``None``: there are none.
     """
 
     representation: Representation
@@ -71,6 +75,7 @@ class Encoded(NamedTuple):
     shapes: Sequence[ReferenceShape]
     log_depth: list[Array] | None = None
     unit_variance: bool = False
+    scores: ScoreMap | None = None
 
 
 def encode_stored(adata: AnnData, rows: NDArray[np.bool_], key: str, splits: list[Split]) -> Encoded:
@@ -108,8 +113,12 @@ def encode_components(
     n_top_genes: int | None,
     n_comps: int | None,
     log_prior: Array,
+    with_classifier: bool,
 ) -> Encoded:
-    """Principal components of values in ``X`` or a layer; count total, unit variance and number are chosen where there are classes."""
+    """Principal components of values in ``X`` or a layer; count total, unit variance and number are chosen where there are classes.
+
+    With a classifier of the genes, of values that are expression, class scores stand behind them.
+    """
     chunk, kind = training_matrix(adata, rows, layer=layer, kind=kind)
     chunk, genes = informative_genes(chunk, adata.var_names.to_numpy(dtype=str), n_top_genes=n_top_genes, kind=kind)
     depth = [log_depth(chunk[test]) for _, test in splits] if kind == "counts" else None
@@ -150,4 +159,8 @@ def encode_components(
     if n_comps is not None and x.shape[1] < n_comps:
         logger.warning("n_comps=%d, but the cells and genes allow %d: so many are used.", n_comps, x.shape[1])
     shapes = shapes_of(min(x.shape[1], *(part.shape[1] for parts in of_splits for part in parts)))
-    return Encoded(encoder, x, splits, of_splits, shapes, depth, unit_variance)
+    scores = None
+    if with_classifier and kind in ("counts", "log"):
+        encoder, x, of_splits = add_classifiers(encoder, x, of_splits, chunk, y, splits)
+        scores = encoder.score_map
+    return Encoded(encoder, x, splits, of_splits, shapes, depth, unit_variance, scores)

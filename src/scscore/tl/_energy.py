@@ -154,6 +154,7 @@ def energy(
     for rows, z in model.points(
         adata, layer=layer, batch_size=batch_size, device=torch_device, progress=progress, description="energy"
     ):
+        z = density.own(z)
         with torch.no_grad():
             found = log_likelihood(
                 density, z, noise=noise, estimator=estimator, n_steps=n_steps, n_paths=n_paths, start=rows.start

@@ -259,6 +259,7 @@ def fit(
             n_top_genes=n_top_genes,
             n_comps=n_comps,
             log_prior=coarse_prior,
+            with_classifier=grid is None and objective == "hybrid" and len(classes) > 1,
         )
     else:
         encoded = encode_images(
@@ -339,6 +340,7 @@ def fit(
         validation_depth=encoded.log_depth,
         every_split=grid is None and hold_out_groups(splits, groups),
         with_readout=callable(encoder) or encoder == "pca",
+        scores=encoded.scores,
         checkpoint_dir=_checkpoints(checkpoint_dir, params, x, y),
         progress=progress,
         accelerator=accelerator,

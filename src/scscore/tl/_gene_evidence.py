@@ -59,6 +59,8 @@ class EvidenceSplit:
             loadings, dual = (value[:, : len(matrix)] for value in (genes.loadings, genes.dual))
             maps = loadings @ matrix, np.linalg.solve(matrix, dual.T).T
             self.maps = [torch.from_numpy(value).to(device) for value in maps]
+            self.slopes = np.hstack([maps[0], genes.scores])  # of points and class scores, per unit of expression
+            self.score_slopes = torch.from_numpy(dual.T @ genes.scores)
 
     def __call__(
         self,
@@ -71,23 +73,34 @@ class EvidenceSplit:
         level: int | None = None,
     ) -> GeneEvidence:
         """Attributions of the cells of a chunk, with their points ``z`` of the engine and `points` of the representation; at a noise level."""
-        d, whitening = z.shape[1], self.model.whitening
+        d, whitening = self.diffusion.n_features, self.model.whitening
         effort: dict[str, Any] = {**self.effort, "noise": noise, "start": chunk.start}
-        shift = torch.from_numpy(chunk.points - points)[
-            :, :d
-        ]  # of the covariates: the baseline shares it with its cell
+        taken = torch.from_numpy(
+            chunk.points - points
+        )  # the shift of the covariates: the baseline shares it with its cell
+        shift = taken[:, :d]
 
         def expression(baseline: torch.Tensor) -> NDArray[np.float64]:
-            return self.genes.expression((whitening.inverse(baseline.cpu()) + shift).numpy())
+            return self.genes.expression((whitening.inverse(self.diffusion.own(baseline).cpu()) + shift).numpy())
 
         if not isinstance(self.genes, LinearGenes):
             return self._encoded(chunk, z, contrast, expression, shift, effort)
-        found = attribute_points(self.integrated, z, contrast, n_segments=self.n_segments, level=level, **effort)
+        # of the shift of the class scores, what that of the expression does not explain
+        of_scores = taken[:, self.genes.loadings.shape[1] :] - shift @ self.score_slopes
+        found = attribute_points(
+            self.integrated,
+            z,
+            contrast,
+            n_segments=self.n_segments,
+            level=level,
+            score_shift=of_scores.to(z),
+            **effort,
+        )
         gradient = found.gradient.mean(0).cpu().numpy()
         change, whole = (found.evidence - found.baseline).mean(0).cpu().numpy(), found.evidence.mean(0).cpu().numpy()
         above = chunk.expression - expression(z - found.displacement)
         above[:, ~self.genes.known] = 0
-        parts = above * (gradient @ self.maps[0].cpu().numpy().T)
+        parts = above * (gradient @ self.slopes.T)
         if self.native:
             with torch.inference_mode():
                 native = dissipation_parts(self.diffusion, z, contrast, *self.maps, **effort)
