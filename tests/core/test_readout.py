@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from scscore.core.attribution import Contrast, frozen_evidence
+from scscore.core.attribution import Contrast, attribute, frozen_evidence
 from scscore.core.calibration import Array, fit_pool, log_posterior, negative_log_likelihood
 from scscore.core.combination import Pair, with_combinations
 from scscore.core.denoiser import ResidualDenoiser
@@ -285,3 +285,86 @@ def test_thinning_keeps_rare_classes():
     head = fit_readout(x, y, whitening, choice, log_prior)
     pooled = head.pooled(torch.zeros(2, 2), torch.tensor([[0.0, 0.0], [3.0, 3.0]]))
     assert pooled[0, 1] - pooled[0, 0] < pooled[1, 1] - pooled[1, 0]
+
+
+def with_class_scores(seed: int = 0) -> LinearReadout:
+    """A readout that pools class scores, which are linear functions of the points where these are all that is known."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = (N_CLASSES, N_CLASSES), (N_FEATURES, N_CLASSES), (N_CLASSES,)
+    parts = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    plain = readout()
+    return LinearReadout(plain.weight, plain.bias, plain.exponent, plain.log_prior, *parts)
+
+
+def test_class_scores_that_follow_from_the_points_make_one_classifier_with_them():
+    head, z = with_class_scores(), points()
+    weight, bias = head.weight + head.of_scores @ head.score_slopes.T, head.bias + head.of_scores @ head.score_bias
+    one = LinearReadout(weight, bias, head.exponent, head.log_prior)
+    log_likelihood = diffusion(trained=False).reference.log_prob(z)
+    for lam in (None, torch.tensor(-1.0), torch.tensor(3.0)):
+        torch.testing.assert_close(
+            head.pooled(log_likelihood, z, lam=lam), one.pooled(log_likelihood, z, lam=lam), atol=1e-8, rtol=0
+        )
+    torch.testing.assert_close(
+        head(log_likelihood, head.with_scores(z)), one(log_likelihood, z), atol=1e-4, rtol=0
+    )  # scores beside the points are kept in single precision
+
+
+def test_class_scores_of_a_cell_are_their_own_evidence():
+    """One nat more for a class adds what the scores weigh, to the likelihood and at the clean end of the evidence by noise level."""
+    head, z = with_class_scores(), points(6)
+    model, whole = with_readout(diffusion(), head), head.with_scores(z)
+    more = whole.clone()
+    more[:, N_FEATURES + 1] += 1
+    noise, levels = NoiseStream(0), diffusion().schedule.levels(4)
+
+    def draw(step: int) -> torch.Tensor:
+        return noise.normal(np.arange(6), N_FEATURES, pair=0, step=step).to(z)
+
+    with torch.no_grad():
+        one, other = (log_likelihood(model, x, noise=noise, n_steps=4, n_paths=2) for x in (whole, more))
+        by_level = [evidence_by_level(model, x, levels, draw) for x in (whole, more)]
+    torch.testing.assert_close(one.density, other.density, atol=0, rtol=0)
+    gain = other.mean - one.mean
+    column = head.of_scores[:, 1]
+    torch.testing.assert_close(gain - gain[:, :1], (column - column[0]).expand_as(gain), atol=1e-4, rtol=0)
+    steps = by_level[1] - by_level[0]
+    torch.testing.assert_close(steps[-1, 0] - steps[-1, 0, :, :1], gain - gain[:, :1], atol=1e-4, rtol=0)
+    assert steps[0].abs().max() < 0.05 * steps[-1].abs().max()  # all noise: scores say nothing either
+
+
+def test_attributions_of_points_with_class_scores_add_up():
+    head, z = with_class_scores(), points(8)
+    model = with_readout(diffusion(), head)
+    whole = head.with_scores(z) + torch.cat([torch.zeros(8, N_FEATURES), 0.5 * torch.ones(8, N_CLASSES)], dim=1)
+    weights = torch.full((8, N_CLASSES), -np.log(N_CLASSES), dtype=torch.float64)
+    contrast = Contrast(torch.ones(8, dtype=torch.int64), weights)
+    found = attribute(model, whole, contrast, noise=NoiseStream(0), n_steps=4, n_paths=2)
+    total = (found.gradient * found.displacement).sum(-1)
+    torch.testing.assert_close(total, found.evidence - found.baseline, atol=1e-6, rtol=0)
+    baseline = whole.double() - found.displacement
+    torch.testing.assert_close(model.completed(model.own(baseline)), baseline, atol=1e-9, rtol=0)
+
+
+def test_an_independent_measurement_in_the_class_scores_gets_weight_one():
+    """The features and the scores are of independent measurements with the same classes; scores of noise get next to none."""
+    rng = np.random.default_rng(5)
+    log_prior = np.full(3, -np.log(3))
+    x, y, exact = gaussian_cells(8000, 0)
+    other = 1.5 * np.eye(3)[y] + rng.normal(size=(8000, 3))
+    scores = 1.5 * other  # log-ratios of three Gaussians of unit variance around the corners of a triangle
+    for values, weight in ((scores, 1.0), (rng.normal(size=scores.shape), 0.0)):
+        run = run_of(np.hstack([x, values]), y, exact, pooled_whitening(x[:4000], y[:4000], 3))._replace(n_scores=3)
+        choice = choose_readout([run], log_prior)
+        assert choice.of_scores == pytest.approx(weight, abs=0.15)
+        assert choice.of_diffusion + choice.of_classifier == pytest.approx(1, abs=0.2)
+
+
+def test_combinations_have_class_scores_that_add_up():
+    model, z = with_readout(diffusion(), with_class_scores()), points(5)
+    found = with_combinations(model, [Pair(1, 2)], control=0)
+    head, whole = model.readout, model.completed(z)
+    more = whole + torch.cat([torch.zeros(5, N_FEATURES), torch.ones(5, N_CLASSES)], dim=1)
+    gain = found.readout.expert(more, None) - found.readout.expert(whole, None)
+    torch.testing.assert_close(gain[:, 4], gain[:, 1] + gain[:, 2] - gain[:, 0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(gain[:, :4], head.of_scores.sum(1).expand(5, -1), atol=1e-5, rtol=0)

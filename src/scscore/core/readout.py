@@ -278,7 +278,7 @@ def fit_readout(
     parts = [
         torch.from_numpy(part) for part in (scale * weight, scale * bias, np.asarray(choice.of_diffusion), log_prior)
     ]
-    if scores is not None:
+    if scores is not None and scores.n_scores:
         parts += [choice.of_scores * torch.eye(scores.n_scores), *scores.whitened(whitening)]
     return LinearReadout(*parts)
 

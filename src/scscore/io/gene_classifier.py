@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -98,7 +99,9 @@ def most_variable(expression: Chunk, n_genes: int) -> NDArray[np.int64]:
     import scanpy as sc
 
     view, threads = AnnData(expression), torch.get_num_threads()
-    sc.pp.highly_variable_genes(view, n_top_genes=n_genes, flavor="seurat")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of genes that none of these cells has
+        sc.pp.highly_variable_genes(view, n_top_genes=n_genes, flavor="seurat")
     torch.set_num_threads(threads)  # numba, under scanpy, sets those of torch to its own
     dispersion = view.var["dispersions_norm"].fillna(-np.inf).to_numpy()
     return np.sort(np.argsort(-dispersion, kind="stable")[:n_genes])  # ties would give more genes than asked for
