@@ -65,7 +65,7 @@ class TrainingConfig:
     average_decay: float = 0.99
     max_steps: int = 3000
     check_every: int = 25
-    patience: int = 6
+    patience: int = 5
 
 
 @dataclass

@@ -186,11 +186,15 @@ class ValidationRuns:
             name = f"validation {i + 1}"
             watched: dict[str, Any] = {"validation": held_out, "n_steps": n_steps, "n_paths": n_paths}
             model = training.untrained(reference, z)
-            result = training.run(name, model, z, fold.y_train, **watched)
+            longest = min(
+                (run.result.steps[-1] for run in runs), default=None
+            )  # what only some runs reach is not looked at
+            result = training.run(name, model, z, fold.y_train, max_steps=longest, **watched)
             of_readout = None
             if with_network_readout:
                 model = training.untrained(reference, z, readout=True)
-                of_readout = training.run(f"{name}, readout", model, z, fold.y_train, **watched)
+                longest = min((run.of_readout.steps[-1] for run in runs if run.of_readout is not None), default=None)
+                of_readout = training.run(f"{name}, readout", model, z, fold.y_train, max_steps=longest, **watched)
             runs.append(_Run(whitening, fold, rows, result, of_readout, None if depth is None else depth[i][rows]))
         return cls(runs, training, n_scores)
 
