@@ -127,11 +127,12 @@ def test_mean_spread_and_lead_of_single_paths(counts: AnnData, model: scs.ScoreM
     rows, log_prior = np.array([3, 70, 200]), model.log_prior("uniform")
     found = followed(counts, model, counts.obs_names[rows], prior="uniform")
     noise, levels = NoiseStream(0), model.diffusion.schedule.levels(6)
+    z = model.in_engine(model.representation.transform(counts[rows]))
     with torch.no_grad():
         pairs = [
             evidence_by_level(
                 model.diffusion,
-                model.encode(counts[rows]),
+                z,
                 levels,
                 lambda step, pair=pair: noise.normal(rows, model.diffusion.n_features, pair=pair, step=step),
             )

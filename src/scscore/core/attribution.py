@@ -349,7 +349,7 @@ def attribute(
     baseline = baseline_of(model, contrast, encoded)
     if encoded is not None:
         z, to_points = encoded.cells, encoded.to_points
-    elif z.shape[-1] > model.n_features:
+    elif model.n_scores:
         baseline = model.completed(baseline)
         if score_shift is not None:
             baseline[:, model.n_features :] -= score_shift

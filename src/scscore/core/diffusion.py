@@ -54,6 +54,11 @@ class ConditionalDiffusion(nn.Module):
         """Dimension of the space."""
         return self.reference.n_features
 
+    @property
+    def n_scores(self) -> int:
+        """Number of class scores that the readout pools."""
+        return self.readout.of_scores.shape[1] if isinstance(self.readout, LinearReadout) else 0
+
     def own(self, z: Tensor) -> Tensor:
         """The features of points ``(..., n_features)`` or more, without the class scores that only the readout knows of."""
         return z[..., : self.n_features]

@@ -85,6 +85,7 @@ class EvidenceSplit:
 
         if not isinstance(self.genes, LinearGenes):
             return self._encoded(chunk, z, contrast, expression, shift, effort)
+        z = z[:, : d + self.diffusion.n_scores]
         # of the shift of the class scores, what that of the expression does not explain
         of_scores = taken[:, self.genes.loadings.shape[1] :] - shift @ self.score_slopes
         found = attribute_points(
@@ -100,7 +101,7 @@ class EvidenceSplit:
         change, whole = (found.evidence - found.baseline).mean(0).cpu().numpy(), found.evidence.mean(0).cpu().numpy()
         above = chunk.expression - expression(z - found.displacement)
         above[:, ~self.genes.known] = 0
-        parts = above * (gradient @ self.slopes.T)
+        parts = above * (gradient @ self.slopes[:, : z.shape[1]].T)
         if self.native:
             with torch.inference_mode():
                 native = dissipation_parts(self.diffusion, z, contrast, *self.maps, **effort)
