@@ -29,7 +29,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 import scscore as scs
-from scscore.core.attribution import Contrast
+from scscore.core.attribution import Contrast, baseline_of
 from scscore.core.likelihood import log_likelihood
 from scscore.core.trajectories import NoiseStream
 from scscore.io.gene_space import LinearGenes
@@ -235,10 +235,12 @@ def faithfulness_of(name: str, data: str | None, seed: int) -> list[dict[str, ob
     genes, d = LinearGenes.of_encoder(encoder, test, layer=None), len(whitening.center)
     ((_, x, _),) = genes.chunks(len(test))
     center, loadings = whitening.center.numpy(), genes.loadings[:, :d] @ whitening.matrix.numpy()
-    z, reference = model.encode(test).numpy().astype(np.float64), model.diffusion.reference
+    slopes = np.hstack([loadings, genes.scores])  # of features and class scores
+    z = model.in_engine(model.representation.transform(test)).numpy().astype(np.float64)
+    reference = model.diffusion.reference
     versus = torch.nn.functional.one_hot(torch.from_numpy(other), len(model.classes)).double().log()
-    baseline = Contrast(torch.from_numpy(target), versus).baseline(reference).numpy()
-    above = x - genes.expression(whitening.inverse(torch.from_numpy(baseline)).numpy())
+    baseline = baseline_of(model.diffusion, Contrast(torch.from_numpy(target), versus))
+    above = x - genes.expression(whitening.inverse(baseline).numpy())
     above[:, ~genes.known] = 0
 
     def likelihoods(points: np.ndarray) -> np.ndarray:
@@ -276,7 +278,7 @@ def faithfulness_of(name: str, data: str | None, seed: int) -> list[dict[str, ob
         for k in (5, 10, 20, 50, 100):
             gone = np.zeros_like(above)
             np.put_along_axis(gone, ranked[:, :k], np.take_along_axis(above, ranked[:, :k], axis=1), axis=1)
-            now = likelihoods(z - gone @ loadings)
+            now = likelihoods(z - gone @ slopes)
             drop = (start[cells, target] - start[cells, other]) - (now[cells, target] - now[cells, other])
             tempered = np.exp(log_softmax(model.calibration.temperature * now + weights, axis=1))
             drops.append(drop.mean())

@@ -300,20 +300,29 @@ def test_class_scores_that_follow_from_the_points_make_one_classifier_with_them(
     head, z = with_class_scores(), points()
     weight, bias = head.weight + head.of_scores @ head.score_slopes.T, head.bias + head.of_scores @ head.score_bias
     one = LinearReadout(weight, bias, head.exponent, head.log_prior)
-    log_likelihood = diffusion(trained=False).reference.log_prob(z)
-    for lam in (None, torch.tensor(-1.0), torch.tensor(3.0)):
-        torch.testing.assert_close(
-            head.pooled(log_likelihood, z, lam=lam), one.pooled(log_likelihood, z, lam=lam), atol=1e-8, rtol=0
-        )
-    torch.testing.assert_close(
-        head(log_likelihood, head.with_scores(z)), one(log_likelihood, z), atol=1e-4, rtol=0
-    )  # scores beside the points are kept in single precision
+    log_likelihood, whole = diffusion(trained=False).reference.log_prob(z), head.completed(z.to(torch.float64))
+    torch.testing.assert_close(head(log_likelihood, whole), one(log_likelihood, z), atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="5 columns; the readout needs 5 features and 4 class scores"):
+        head(log_likelihood, z)
+
+
+def test_class_scores_of_a_noised_cell_are_the_mean_of_their_noised_log_ratio():
+    """A linear log-ratio of noised points, averaged over the noise, is what the readout gives to scores of the clean point."""
+    head, z, level = with_class_scores(), points(3), torch.tensor(1.0)
+    alone = LinearReadout(torch.zeros_like(head.weight), 0 * head.bias, head.exponent, head.log_prior, head.of_scores)
+    direct = LinearReadout(head.score_slopes.T, head.score_bias, head.exponent, head.log_prior)
+    eta = torch.randn(20000, 1, N_FEATURES, generator=torch.Generator().manual_seed(4))
+    noised = NoiseSchedule.alpha(level) * z + NoiseSchedule.sigma(level) * torch.cat([eta, -eta])
+    expected = direct.expert(noised, level).mean(0) @ head.of_scores.T
+    alone.score_slopes = head.score_slopes
+    found = alone.expert(head.completed(z), level)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 def test_class_scores_of_a_cell_are_their_own_evidence():
     """One nat more for a class adds what the scores weigh, to the likelihood and at the clean end of the evidence by noise level."""
     head, z = with_class_scores(), points(6)
-    model, whole = with_readout(diffusion(), head), head.with_scores(z)
+    model, whole = with_readout(diffusion(), head), head.completed(z)
     more = whole.clone()
     more[:, N_FEATURES + 1] += 1
     noise, levels = NoiseStream(0), diffusion().schedule.levels(4)
@@ -336,7 +345,7 @@ def test_class_scores_of_a_cell_are_their_own_evidence():
 def test_attributions_of_points_with_class_scores_add_up():
     head, z = with_class_scores(), points(8)
     model = with_readout(diffusion(), head)
-    whole = head.with_scores(z) + torch.cat([torch.zeros(8, N_FEATURES), 0.5 * torch.ones(8, N_CLASSES)], dim=1)
+    whole = head.completed(z) + torch.cat([torch.zeros(8, N_FEATURES), 0.5 * torch.ones(8, N_CLASSES)], dim=1)
     weights = torch.full((8, N_CLASSES), -np.log(N_CLASSES), dtype=torch.float64)
     contrast = Contrast(torch.ones(8, dtype=torch.int64), weights)
     found = attribute(model, whole, contrast, noise=NoiseStream(0), n_steps=4, n_paths=2)

@@ -320,7 +320,7 @@ def attribute(
     start: int = 0,
     encoded: Encoded | None = None,
     level: int | None = None,
-    score_shift: Tensor | None = None,
+    scores_from: Evidence | None = None,
 ) -> LatentAttribution:
     """Integrated gradients of the evidence of a chunk of cells, one draw per antithetic pair of trajectories.
 
@@ -342,17 +342,19 @@ def attribute(
         The cells before a non-linear encoder, whose space then takes the place of that of `z`.
     level
         Attribute the evidence that is left at this noise level, see :func:`frozen_evidence`.
-    score_shift
-        What was taken from the class scores of every cell beyond what its features say, nats ``(n, n_scores)``; ``None``: nothing.
+    scores_from
+        What the class scores of every cell are above those of its baseline, from the baselines ``(n, n_features)``, nats ``(n, n_scores)``; ``None``: above those
+        that the features of the baseline make.
     """
     to_points: Evidence = torch.nn.Identity()
     baseline = baseline_of(model, contrast, encoded)
     if encoded is not None:
         z, to_points = encoded.cells, encoded.to_points
     elif model.n_scores:
-        baseline = model.completed(baseline)
-        if score_shift is not None:
-            baseline[:, model.n_features :] -= score_shift
+        if scores_from is None:
+            baseline = model.completed(baseline)
+        else:
+            baseline = torch.cat([baseline, z[:, model.n_features :] - scores_from(baseline)], dim=1)
     n_draws = 1 if model.denoiser is None and level is None else n_paths // 2
     parts = []
     for pair in range(n_draws):
@@ -369,7 +371,7 @@ def baseline_of(
     """Where neither side is favoured by reference and readout, between the means of the sides; before the encoder if there is one."""
 
     def evidence(z: Tensor, contrast: Contrast | ValueContrast) -> Tensor:
-        return contrast.evidence(model.pooled(model.reference.log_prob(z), z))
+        return contrast.evidence(model.pooled(model.reference.log_prob(z), model.completed(z)))
 
     if encoded is None:
         one, inverse = contrast.distinct()

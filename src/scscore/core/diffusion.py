@@ -65,7 +65,7 @@ class ConditionalDiffusion(nn.Module):
 
     def completed(self, z: Tensor) -> Tensor:
         """Points ``(..., n_features)`` with the class scores that belong to their features, where the readout knows of any."""
-        return self.readout.with_scores(z) if isinstance(self.readout, LinearReadout) else z
+        return self.readout.completed(z) if isinstance(self.readout, LinearReadout) else z
 
     @property
     def density(self) -> ConditionalDiffusion:

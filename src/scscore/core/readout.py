@@ -62,7 +62,7 @@ class Readout(nn.Module, ABC):
 
     @abstractmethod
     def expert(self, z: Tensor, lam: Tensor | None) -> Tensor:
-        """Its log-ratios times their weight, of points ``(..., n_features)`` at a log SNR (``None``: clean), nats ``(..., n_classes)``."""
+        """Its log-ratios times their weight, of points ``(..., n_features + n_scores)`` at a log SNR (``None``: clean), nats ``(..., n_classes)``."""
 
     def pooled(
         self, log_likelihood: Tensor, z: Tensor, *, lam: Tensor | None = None, classes: Tensor | None = None
@@ -74,7 +74,7 @@ class Readout(nn.Module, ABC):
         log_likelihood
             Of the classes, nats, shape ``(..., n_classes)``, or ``(..., n_wanted)``.
         z
-            Points, shape ``(..., n_features)``, with class scores behind the features where they are known.
+            Points, shape ``(..., n_features + n_scores)``.
         lam
             Their log SNR, a scalar; ``None``: clean. Class scores are those of the clean points.
         classes
@@ -123,7 +123,7 @@ class LinearReadout(Readout):
     of_scores
         What the class scores weigh in the log-ratio of every class, ``(n_classes, n_scores)``; ``None``: there are none.
     score_slopes, score_bias
-        Class scores of a point that is known by its features only, such as the mean of a class: nats per unit ``(n_features, n_scores)`` and
+        Class scores of a point that is known by its features only, such as the mean of a class (:meth:`completed`): nats per unit ``(n_features, n_scores)`` and
         nats ``(n_scores,)``.
     """
 
@@ -155,19 +155,26 @@ class LinearReadout(Readout):
         for name, value in buffers.items():
             self.register_buffer(name, value.to(torch.float64))
 
-    def with_scores(self, z: Tensor) -> Tensor:
+    def completed(self, z: Tensor) -> Tensor:
         """Points ``(..., n_features)`` with the class scores of what their features alone make of a cell, ``(..., n_features + n_scores)``."""
         return torch.cat([z, (z.to(torch.float64) @ self.score_slopes + self.score_bias).to(z.dtype)], dim=-1)
 
     def expert(self, z: Tensor, lam: Tensor | None) -> Tensor:
-        """See :meth:`Readout.expert`."""
+        """See :meth:`Readout.expert`.
+
+        Raises
+        ------
+        ValueError
+            The points have other columns than features and class scores.
+        """
+        if z.shape[-1] != sum(self.score_slopes.shape):
+            n_features, n_scores = self.score_slopes.shape
+            raise ValueError(
+                f"points have {z.shape[-1]} columns; the readout needs {n_features} features and {n_scores} class scores."
+            )
         alpha = 1.0 if lam is None else NoiseSchedule.alpha(lam).to(torch.float64)
         own, scores = z.to(torch.float64).tensor_split([len(self.score_slopes)], dim=-1)
-        if scores.shape[-1]:
-            scores = alpha**2 * scores
-        else:
-            scores = alpha * (own @ self.score_slopes) + alpha**2 * self.score_bias
-        return alpha * (own @ self.weight.T) + alpha**2 * self.bias + scores @ self.of_scores.T
+        return alpha * (own @ self.weight.T) + alpha**2 * (self.bias + scores @ self.of_scores.T)
 
 
 class ScoreMap(NamedTuple):

@@ -175,11 +175,9 @@ class ValidationRuns:
             Columns at the end of the representation that are class scores.
         """
         runs: list[_Run] = []
-        n_runs = len(folds) if every_split else min(len(folds), _MOST_RUNS)
+        n_runs = n_watched_splits([len(fold.y_held_out) for fold in folds], every_split=every_split)
         n_watched = -(-_ENOUGH_CELLS // n_runs) if every_split else _ENOUGH_CELLS
         for i, fold in enumerate(folds[:n_runs]):
-            if not every_split and sum(len(run.rows) for run in runs) >= _ENOUGH_CELLS:
-                break
             whitening, reference = reference_of(i)
             z, rows = whitening(torch.from_numpy(fold.x_train)), evenly_spread(len(fold.y_held_out), n_watched)
             held_out = whitening(torch.from_numpy(fold.x_held_out[rows])), training.labels(fold.y_held_out[rows])
@@ -286,6 +284,14 @@ class ValidationRuns:
     def _at_bins(self, values: Sequence[Tensor]) -> Array:
         found = torch.cat(list(values)).numpy()
         return found if self.training.grid is None else found @ self.training.grid.to_bins
+
+
+def n_watched_splits(n_held_out: Sequence[int], *, every_split: bool) -> int:
+    """Of how many of the splits, with these numbers of held-out cells, cells are watched: the first ones."""
+    if every_split:
+        return len(n_held_out)
+    watched = np.cumsum([min(n, _ENOUGH_CELLS) for n in n_held_out[:_MOST_RUNS]])
+    return min(int((watched < _ENOUGH_CELLS).sum()) + 1, len(watched))
 
 
 def _mean_loss(results: Sequence[TrainingResult], sizes: Sequence[int]) -> Array:

@@ -43,9 +43,10 @@ def informative_genes(
         return chunk, genes
     keep = np.asarray(abs(chunk).sum(axis=0)).ravel() > 0
     if n_top_genes is not None and n_top_genes < keep.sum():
-        seen = np.flatnonzero(keep)
-        variable = seen[most_variable(log_normalise(chunk[:, keep], kind, DEFAULT_TARGET), n_top_genes)]
-        keep = np.isin(np.arange(len(keep)), variable)
+        variable = most_variable(log_normalise(chunk[:, keep], kind, DEFAULT_TARGET), n_top_genes)
+        variable = np.flatnonzero(keep)[variable]
+        keep[:] = False
+        keep[variable] = True
     if keep.sum() < 2:
         raise ValueError(f"At least two genes with values above zero are needed, adata has {int(keep.sum())}.")
     return chunk[:, keep], genes[keep]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -20,14 +19,7 @@ from scscore.io.representation import GeneClassifier, Matrix, PCAEncoder, log_no
 
 _N_GENES, _N_COMPS = 2000, 200
 _PENALTY = 0.1
-
-
-class Classified(NamedTuple):
-    """An encoder with a classifier of genes, its points of all cells, and those of the splits by their own."""
-
-    encoder: PCAEncoder
-    points: Matrix
-    of_splits: list[tuple[Matrix, Matrix]]
+_LARGEST_LOG = 50.0
 
 
 def add_classifiers(
@@ -37,7 +29,7 @@ def add_classifiers(
     chunk: Chunk,
     y: NDArray[np.integer],
     splits: Sequence[Split],
-) -> Classified:
+) -> tuple[PCAEncoder, Matrix, list[tuple[Matrix, Matrix]]]:
     """Put class scores by genes behind the components: by a classifier of all cells, and, of every split, by one of its training cells.
 
     Parameters
@@ -49,23 +41,30 @@ def add_classifiers(
     y
         Class indices.
     splits
-        Rows of the training and the held-out cells.
+        Rows of the training and the held-out cells. Where there are fewer of them than points of splits, the rest of these are left as they are.
+
+    Returns
+    -------
+    The encoder with its classifier, its points, and those of the splits.
     """
     expression = sp.csr_matrix(log_normalise(chunk, encoder.kind, encoder.target_sum))
     n_classes = int(y.max()) + 1
-    found = []
-    for (train, test), (x_train, x_test) in zip(splits, of_splits, strict=True):
+    found = list(of_splits)
+    for i, (train, test) in enumerate(splits):
         own = fit_gene_classifier(expression[train], y[train], n_classes)
-        scores = own.scores(expression)
-        found.append((np.hstack([x_train, scores[train]]), np.hstack([x_test, scores[test]])))
+        x_train, x_test = of_splits[i]
+        found[i] = (
+            np.hstack([x_train, own.scores(expression[train])]),
+            np.hstack([x_test, own.scores(expression[test])]),
+        )
     whole = fit_gene_classifier(expression, y, n_classes)
-    return Classified(encoder.with_classifier(whole), np.hstack([points, whole.scores(expression)]), found)
+    return encoder.with_classifier(whole), np.hstack([points, whole.scores(expression)]), found
 
 
 def fit_gene_classifier(expression: sp.csr_matrix, y: NDArray[np.integer], n_classes: int) -> GeneClassifier:
-    """Logistic regression of the 2,000 most variable genes, each divided by its standard deviation and the median one, behind 200 components.
+    """Logistic regression of the 2,000 most variable genes, each divided by its standard deviation plus the median one, behind 200 components.
 
-    The median keeps genes that are hardly ever seen from counting as much as markers.
+    The median keeps genes that are hardly ever seen from counting as much as markers. Of more than 10,000 cells, that many are used.
 
     Parameters
     ----------
@@ -82,20 +81,26 @@ def fit_gene_classifier(expression: sp.csr_matrix, y: NDArray[np.integer], n_cla
     x = expression[:, genes].toarray()
     spread = x.std(axis=0, dtype=np.float64)
     factors = 1 / (spread + max(float(np.median(spread)), 1e-6))
-    x = (x - x.mean(axis=0)) * factors.astype(np.float32)
+    mean = x.mean(axis=0)
+    x = (x - mean) * factors.astype(np.float32)
     n_comps = min(_N_COMPS, *x.shape)
     components = PCA(n_comps, svd_solver="randomized", random_state=0).fit(x).components_.T.astype(np.float64)
     ((weight, bias),) = linear_classifiers(x @ components, y, n_classes, [_PENALTY])
-    weights = np.zeros((expression.shape[1], n_classes))
-    weights[genes] = factors[:, None] * (components @ weight.T)
-    mean = np.asarray(expression.mean(axis=0), dtype=np.float64).ravel()
-    return GeneClassifier(weights, bias - mean @ weights)
+    weights = factors[:, None] * (components @ weight.T)
+    return GeneClassifier(genes, weights, bias - mean.astype(np.float64) @ weights)
 
 
 def most_variable(expression: Chunk, n_genes: int) -> NDArray[np.int64]:
-    """Columns of so many genes with the largest normalised dispersion of log expression, all where there are fewer; sorted."""
+    """Columns of so many genes with the largest normalised dispersion of log expression, all where there are fewer; sorted.
+
+    Of values that are too large to be logarithms, those with the largest variance.
+    """
     if expression.shape[1] <= n_genes:
         return np.arange(expression.shape[1])
+    if expression.max() > _LARGEST_LOG:
+        values = sp.csr_matrix(expression, dtype=np.float64)
+        variance = np.asarray(values.multiply(values).mean(axis=0) - np.square(values.mean(axis=0))).ravel()
+        return np.sort(np.argsort(-variance, kind="stable")[:n_genes])
     import scanpy as sc
 
     view, threads = AnnData(expression), torch.get_num_threads()

@@ -76,7 +76,7 @@ class LinearGenes:
         mean[position[found]] = encoder.mean[found]
         scores = np.zeros((adata.n_vars, encoder.n_scores))
         if encoder.classifier is not None:
-            scores[position[found]] = encoder.classifier.weights[found]
+            scores[position[found]] = encoder.classifier.dense(len(encoder.genes))[found]
 
         def chunks(size: int) -> Iterator[tuple[int, Chunk, Array]]:
             return encoder.expression_chunks(adata, layer=layer, size=size)

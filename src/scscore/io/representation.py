@@ -58,18 +58,27 @@ class GeneClassifier(NamedTuple):
 
     Attributes
     ----------
+    genes
+        Positions of the genes that have a weight, ``(n_used,)``.
     weights
-        Nats per unit of log expression, ``(n_genes, n_classes)``.
+        Nats per unit of log expression, ``(n_used, n_classes)``.
     bias
         Nats, ``(n_classes,)``.
     """
 
+    genes: NDArray[np.int64]
     weights: Matrix
     bias: Matrix
 
     def scores(self, expression: Chunk) -> Matrix:
         """Log-ratios of the classes without their prior, nats ``(n, n_classes)``."""
-        return np.asarray(expression @ self.weights, dtype=np.float64) + self.bias
+        return np.asarray(expression[:, self.genes] @ self.weights, dtype=np.float64) + self.bias
+
+    def dense(self, n_genes: int) -> Matrix:
+        """The weights of all genes, ``(n_genes, n_classes)``."""
+        out = np.zeros((n_genes, len(self.bias)))
+        out[self.genes] = self.weights
+        return out
 
 
 class PCAEncoder:
@@ -168,7 +177,8 @@ class PCAEncoder:
         """Class scores of the expression that is reconstructed from the components."""
         if self.classifier is None:
             return ScoreMap(np.zeros((self.n_features, 0)), np.zeros(0))
-        return ScoreMap(self.dual.T @ self.classifier.weights, self.classifier.scores(self.mean[None])[0])
+        dual = self.dual[self.classifier.genes]
+        return ScoreMap(dual.T @ self.classifier.weights, self.classifier.scores(self.mean[None])[0])
 
     def decode(self, points: Matrix) -> Matrix:
         """Values ``(n, n_genes)`` as the encoder sees them, of points of which only the leading features are given; the others are average."""
@@ -247,8 +257,8 @@ class PCAEncoder:
     def _projection(self, position: NDArray[np.int64] | None, n_columns: int) -> _Projection:
         columns, added = self.components, np.zeros(self.n_features)
         if self.classifier is not None:
-            columns = np.hstack([columns, self.classifier.weights])
-            added = np.concatenate([added, self.score_map.bias])
+            columns = np.hstack([columns, self.classifier.dense(len(self.genes))])
+            added = np.concatenate([added, self.classifier.scores(self.mean[None])[0]])
         if position is None:
             return _Projection(columns, self.mean @ columns - added, None, self.target_sum)
         found = position >= 0

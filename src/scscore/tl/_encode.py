@@ -113,11 +113,11 @@ def encode_components(
     n_top_genes: int | None,
     n_comps: int | None,
     log_prior: Array,
-    with_classifier: bool,
+    classifiers_of: Sequence[Split] | None,
 ) -> Encoded:
     """Principal components of values in ``X`` or a layer; count total, unit variance and number are chosen where there are classes.
 
-    With a classifier of the genes, of values that are expression, class scores stand behind them.
+    With `classifiers_of`, the first of the splits, class scores stand behind the components of all cells and those of these splits, if the values are expression.
     """
     chunk, kind = training_matrix(adata, rows, layer=layer, kind=kind)
     chunk, genes = informative_genes(chunk, adata.var_names.to_numpy(dtype=str), n_top_genes=n_top_genes, kind=kind)
@@ -160,7 +160,7 @@ def encode_components(
         logger.warning("n_comps=%d, but the cells and genes allow %d: so many are used.", n_comps, x.shape[1])
     shapes = shapes_of(min(x.shape[1], *(part.shape[1] for parts in of_splits for part in parts)))
     scores = None
-    if with_classifier and kind in ("counts", "log"):
-        encoder, x, of_splits = add_classifiers(encoder, x, of_splits, chunk, y, splits)
+    if classifiers_of is not None and kind in ("counts", "log"):
+        encoder, x, of_splits = add_classifiers(encoder, x, of_splits, chunk, y, classifiers_of)
         scores = encoder.score_map
     return Encoded(encoder, x, splits, of_splits, shapes, depth, unit_variance, scores)

@@ -191,6 +191,7 @@ def fit(
     """
     from scscore.core.fitting import fit_conditional_diffusion  # here, because Lightning takes seconds to import
     from scscore.core.training import TrainingConfig, check_trainer
+    from scscore.core.validation import n_watched_splits
 
     whole, adata = adata, of_modality(adata, modality)
     check_adata(adata)
@@ -245,6 +246,8 @@ def fit(
     if checkpoint_dir is not None:
         Path(checkpoint_dir).mkdir(parents=True, exist_ok=True)
     splits = make_folds(coarse, groups, seed=seed)
+    every_split = grid is None and hold_out_groups(splits, groups)
+    n_watched = n_watched_splits([len(test) for _, test in splits], every_split=every_split)
 
     if use_rep is not None:
         encoded = encode_stored(adata, labelled, use_rep, splits)
@@ -259,7 +262,7 @@ def fit(
             n_top_genes=n_top_genes,
             n_comps=n_comps,
             log_prior=coarse_prior,
-            with_classifier=grid is None and objective == "hybrid" and len(classes) > 1,
+            classifiers_of=splits[:n_watched] if grid is None and objective == "hybrid" and len(classes) > 1 else None,
         )
     else:
         encoded = encode_images(
@@ -338,7 +341,7 @@ def fit(
         direct=objective == "direct",
         n_members=n_members,
         validation_depth=encoded.log_depth,
-        every_split=grid is None and hold_out_groups(splits, groups),
+        every_split=every_split,
         with_readout=callable(encoder) or encoder == "pca",
         scores=encoded.scores,
         checkpoint_dir=_checkpoints(checkpoint_dir, params, x, y),

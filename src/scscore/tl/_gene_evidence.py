@@ -60,7 +60,6 @@ class EvidenceSplit:
             maps = loadings @ matrix, np.linalg.solve(matrix, dual.T).T
             self.maps = [torch.from_numpy(value).to(device) for value in maps]
             self.slopes = np.hstack([maps[0], genes.scores])  # of points and class scores, per unit of expression
-            self.score_slopes = torch.from_numpy(dual.T @ genes.scores)
 
     def __call__(
         self,
@@ -75,32 +74,30 @@ class EvidenceSplit:
         """Attributions of the cells of a chunk, with their points ``z`` of the engine and `points` of the representation; at a noise level."""
         d, whitening = self.diffusion.n_features, self.model.whitening
         effort: dict[str, Any] = {**self.effort, "noise": noise, "start": chunk.start}
-        taken = torch.from_numpy(
-            chunk.points - points
-        )  # the shift of the covariates: the baseline shares it with its cell
-        shift = taken[:, :d]
+        # of the covariates: the baseline shares it with its cell
+        shift = torch.from_numpy(chunk.points - points)[:, :d]
 
         def expression(baseline: torch.Tensor) -> NDArray[np.float64]:
             return self.genes.expression((whitening.inverse(self.diffusion.own(baseline).cpu()) + shift).numpy())
 
         if not isinstance(self.genes, LinearGenes):
             return self._encoded(chunk, z, contrast, expression, shift, effort)
-        z = z[:, : d + self.diffusion.n_scores]
-        # of the shift of the class scores, what that of the expression does not explain
-        of_scores = taken[:, self.genes.loadings.shape[1] :] - shift @ self.score_slopes
+
+        def above_of(baseline: torch.Tensor) -> NDArray[np.float64]:
+            above = chunk.expression - expression(baseline)
+            above[:, ~linear.known] = 0
+            return above
+
+        def scores_from(baseline: torch.Tensor) -> torch.Tensor:
+            return torch.from_numpy(above_of(baseline) @ linear.scores).to(z)
+
+        z, linear = z[:, : d + self.diffusion.n_scores], self.genes
         found = attribute_points(
-            self.integrated,
-            z,
-            contrast,
-            n_segments=self.n_segments,
-            level=level,
-            score_shift=of_scores.to(z),
-            **effort,
+            self.integrated, z, contrast, n_segments=self.n_segments, level=level, scores_from=scores_from, **effort
         )
         gradient = found.gradient.mean(0).cpu().numpy()
         change, whole = (found.evidence - found.baseline).mean(0).cpu().numpy(), found.evidence.mean(0).cpu().numpy()
-        above = chunk.expression - expression(z - found.displacement)
-        above[:, ~self.genes.known] = 0
+        above = above_of(z - found.displacement)
         parts = above * (gradient @ self.slopes[:, : z.shape[1]].T)
         if self.native:
             with torch.inference_mode():
