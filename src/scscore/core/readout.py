@@ -330,7 +330,7 @@ def linear_classifiers(
     Weights ``(n_classes, n_features)`` and biases ``(n_classes,)`` of the log-ratios of the classes, nats, without the prior. A class without cells gets the lowest
     bias of the others.
     """
-    mean, scale = x.mean(0), np.sqrt(x.var(0).mean())
+    mean, scale = x.mean(0), np.sqrt(x.var(0).mean()) or 1.0  # constant features have nothing to say
     present, counts = np.unique(y, return_counts=True)
     model = LogisticRegression(max_iter=_MOST_ITERATIONS, tol=1e-4, warm_start=True)
     out = []
