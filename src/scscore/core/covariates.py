@@ -8,9 +8,9 @@ the training cells are summed over, :math:`p(x \mid c) = \sum_s \pi_s\, p(x - s 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -105,6 +105,11 @@ class CovariateShift:
     def names(self) -> list[str]:
         """All columns."""
         return [*self.columns, *self.numeric]
+
+    def of_features(self, n_features: int) -> Self:
+        """The same of so many leading features of the representation."""
+        slopes = None if self.slopes is None else self.slopes[:, :n_features]
+        return replace(self, shifts=self.shifts[:, :n_features], slopes=slopes)
 
     def of_cells(self, obs: pd.DataFrame) -> CellCovariates:
         """Covariates of cells; unknown where a column is missing, the level is new or a number is missing."""

@@ -201,6 +201,8 @@ def fit_conditional_diffusion(
     choice: ReadoutChoice | NetworkReadoutChoice | None = None
     if with_readout:
         choice, log_likelihood = runs.linear_readout() if grid is None else runs.network_readout(grid, len(x))
+    if not (isinstance(choice, ReadoutChoice) and choice.of_scores):
+        scores = None
     judged = _judge if grid is None else partial(_judge_values, grid=grid)
     temperature, offsets, nll, accuracy = judged(log_likelihood, log_prior, runs.truth)
     density_temperature = temperature  # which differs only with a readout, and is asked for only of a continuous target
@@ -218,7 +220,7 @@ def fit_conditional_diffusion(
     final = _final_model(training, chosen, x, y, final_steps, choice, n_members, scores)
     n_jumps = n_steps
     if isinstance(final, ConditionalDiffusion):
-        some = chosen.whitening.with_scores(x[evenly_spread(len(x), _ENOUGH_CELLS_FOR_LEVELS)], n_scores)
+        some = chosen.whitening.with_scores(x[evenly_spread(len(x), _ENOUGH_CELLS_FOR_LEVELS)], final.n_scores)
         log_weights = log_prior + (np.asarray(offsets) if offsets else 0.0)
         # with a continuous target the posteriors of the networks are averaged, not their residuals
         alone = final if grid is None else final.members()[0].eval()

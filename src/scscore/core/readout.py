@@ -25,7 +25,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from scscore.core.calibration import Array, fit_pool, log_posterior
-from scscore.core.reference_fit import Whitening
+from scscore.core.reference_fit import Whitening, clearly_worse
 from scscore.core.schedule import NoiseSchedule
 from scscore.core.thinning import evenly_spread
 
@@ -36,6 +36,7 @@ ENOUGH_CELLS = 10_000
 _LEAST_CELLS = 10  # of every class
 _MOST_ITERATIONS = 300
 _NEGLIGIBLE = 2.0  # nats, of all held-out cells together
+_TIE = 0.5  # standard errors
 
 
 class Readout(nn.Module, ABC):
@@ -225,7 +226,7 @@ class ReadoutChoice(NamedTuple):
     penalty, whitened
         Of the classifier, and whether the features are whitened before it.
     of_diffusion, of_classifier, of_scores
-        Weights in the pool; the last is zero where there are no class scores.
+        Weights in the pool; the last is zero where class scores are of no use, or there are none.
     """
 
     penalty: float
@@ -239,7 +240,7 @@ def choose_readout(runs: Sequence[ReadoutRun], log_prior: Array) -> ReadoutChoic
     """Penalty and weights with the lowest negative log posterior of held-out cells.
 
     Features are penalised as they are, so that components of little variance count little, or whitened; whichever is better. Of the penalties
-    within one standard error (or two nats in all) of the best, the strongest is taken.
+    within one standard error (or two nats in all) of the best, the strongest is taken. Class scores are pooled where that gains more than half a standard error.
 
     Parameters
     ----------
@@ -250,24 +251,45 @@ def choose_readout(runs: Sequence[ReadoutRun], log_prior: Array) -> ReadoutChoic
     """
     n_classes = len(log_prior)
     y, values = (np.concatenate(part) for part in zip(*((r.y_held_out, r.log_likelihood) for r in runs), strict=True))
-    scores = [np.concatenate([r.x_held_out[:, -r.n_scores :] for r in runs])] if runs[0].n_scores else []
-    found: list[tuple[ReadoutChoice, Array]] = []
+    scores = np.concatenate([run.x_held_out[:, run.x_held_out.shape[1] - run.n_scores :] for run in runs])
+    without: list[_Tried] = []
+    with_scores: list[_Tried] = []
     for whitened in (True, False):
         paths = [_classifiers(run, n_classes, PENALTIES, whitened=whitened) for run in runs]
         for i, penalty in enumerate(PENALTIES):
             of_runs = [_logits(run.x_held_out, run.whitening, path[i]) for run, path in zip(runs, paths, strict=True)]
-            experts = [values, np.concatenate(of_runs), *scores]
-            weights, offsets = fit_pool(experts, log_prior, y)
-            log_p = log_posterior(np.tensordot(weights, np.stack(experts), 1), log_prior + offsets)
-            choice = ReadoutChoice(penalty, whitened, *weights.tolist())
-            found.append((choice, -log_p[np.arange(len(y)), y]))
-    best, lowest = min(found, key=lambda pair: pair[1].mean())
-    for choice, losses in found:  # from the strongest penalty
+            experts = [values, np.concatenate(of_runs)]
+            without.append(_tried(experts, y, log_prior, penalty, whitened=whitened))
+            if scores.shape[1]:
+                with_scores.append(_tried([*experts, scores], y, log_prior, penalty, whitened=whitened))
+    choice, losses = _strongest(without)
+    if with_scores:
+        other, lower = _strongest(with_scores)
+        if clearly_worse(losses, lower, standard_errors=_TIE):
+            return other
+    return choice
+
+
+_Tried = tuple[ReadoutChoice, Array]  # with the negative log posterior of every held-out cell
+
+
+def _tried(
+    experts: Sequence[Array], y: NDArray[np.integer], log_prior: Array, penalty: float, *, whitened: bool
+) -> _Tried:
+    weights, offsets = fit_pool(experts, log_prior, y)
+    log_p = log_posterior(np.tensordot(weights, np.stack(experts), 1), log_prior + offsets)
+    return ReadoutChoice(penalty, whitened, *weights.tolist()), -log_p[np.arange(len(y)), y]
+
+
+def _strongest(tried: Sequence[_Tried]) -> _Tried:
+    """What has the strongest penalty, the first, of those that are as good as the best."""
+    best, lowest = min(tried, key=lambda pair: pair[1].mean())
+    for choice, losses in tried:
         difference = losses - lowest
         chance = max(float(difference.std()) * np.sqrt(len(difference)), _NEGLIGIBLE)
         if choice.whitened == best.whitened and difference.sum() <= chance:
             break
-    return choice
+    return choice, losses
 
 
 def fit_readout(

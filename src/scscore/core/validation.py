@@ -258,11 +258,12 @@ class ValidationRuns:
         ]
         log_prior = self.training.log_prior
         choice, pooled = choose_readout(runs, log_prior), []
+        n_scores = self.n_scores if choice.of_scores else 0
         # the scores of all watched cells are known: nothing has to be made of their features
-        nowhere = ScoreMap(np.zeros((runs[0].x_train.shape[1], self.n_scores)), np.zeros(self.n_scores))
+        nowhere = ScoreMap(np.zeros((runs[0].x_train.shape[1], n_scores)), np.zeros(n_scores))
         for run in runs:
             readout = fit_readout(run.x_train, run.y_train, run.whitening, choice, log_prior, nowhere)
-            z = run.whitening.with_scores(run.x_held_out, self.n_scores)
+            z = run.whitening.with_scores(run.x_held_out, n_scores)
             pooled.append(readout(torch.from_numpy(run.log_likelihood), z).numpy())
         return choice, np.concatenate(pooled)
 

@@ -161,8 +161,8 @@ class PCAEncoder:
         factors = weights.astype(np.float64) if unit_variance else None
         return cls(genes, mean, share, components, target_sum=target_sum, kind=kind, weights=factors)
 
-    def with_classifier(self, classifier: GeneClassifier) -> Self:
-        """The same encoder, with class scores behind the components."""
+    def with_classifier(self, classifier: GeneClassifier | None) -> Self:
+        """The same encoder, with class scores behind the components, or without."""
         found = copy.copy(self)
         found.classifier = classifier
         return found

@@ -27,6 +27,7 @@ from scscore.io.gene_space import Map
 from scscore.io.keys import Keys
 from scscore.io.modalities import bring_target, of_modality
 from scscore.io.params import json_params, jsonable
+from scscore.io.representation import PCAEncoder
 from scscore.model import ScoreModel
 from scscore.tl._encode import encode_components, encode_images, encode_stored
 from scscore.tl._validate import (
@@ -366,10 +367,14 @@ def fit(
             "validation_accuracy": outcome.validation_accuracy,
         }
     )
+    representation = encoded.representation
+    if isinstance(representation, PCAEncoder) and not getattr(outcome.engine, "n_scores", 0):
+        representation = representation.with_classifier(None)  # of no use beside the components
+        shift = None if shift is None else shift.of_features(representation.n_features)
     model = ScoreModel(
         classes=classes,
         class_counts=counts,
-        representation=encoded.representation,
+        representation=representation,
         whitening=outcome.whitening,
         engine=outcome.engine,
         calibration=replace(
