@@ -36,7 +36,6 @@ ENOUGH_CELLS = 10_000
 _LEAST_CELLS = 10  # of every class
 _MOST_ITERATIONS = 300
 _NEGLIGIBLE = 2.0  # nats, of all held-out cells together
-_TIE = 0.5  # standard errors
 
 
 class Readout(nn.Module, ABC):
@@ -240,7 +239,7 @@ def choose_readout(runs: Sequence[ReadoutRun], log_prior: Array) -> ReadoutChoic
     """Penalty and weights with the lowest negative log posterior of held-out cells.
 
     Features are penalised as they are, so that components of little variance count little, or whitened; whichever is better. Of the penalties
-    within one standard error (or two nats in all) of the best, the strongest is taken. Class scores are pooled where that gains more than half a standard error.
+    within one standard error (or two nats in all) of the best, the strongest is taken. Class scores are pooled where that gains more than a standard error.
 
     Parameters
     ----------
@@ -265,7 +264,7 @@ def choose_readout(runs: Sequence[ReadoutRun], log_prior: Array) -> ReadoutChoic
     choice, losses = _strongest(without)
     if with_scores:
         other, lower = _strongest(with_scores)
-        if clearly_worse(losses, lower, standard_errors=_TIE):
+        if clearly_worse(losses, lower):
             return other
     return choice
 
