@@ -169,9 +169,10 @@ class ScoreModel:
             )
             temperature = [f"  temperature     {self.calibration.temperature:.2f}"]
             if (readout := self.params.get("readout")) is not None:
+                of_genes = f", {weight:.2f} (genes)" if (weight := readout.get("of_scores")) else ""
                 trained += (
-                    f"\n  readout         pooled with linear classifiers, weights {readout['of_diffusion']:.2f} (density), {readout['of_classifier']:.2f} (features)"
-                    f"{f', {weight:.2f} (genes)' if (weight := readout.get('of_scores')) else ''}, "
+                    f"\n  readout         pooled with {'linear classifiers' if of_genes else 'a linear classifier'}, "
+                    f"weights {readout['of_diffusion']:.2f} (density), {readout['of_classifier']:.2f} (features){of_genes}, "
                     f"validation NLL {self.params['validation_nll']:.3f} nats"
                 )
             if self.held_out is not None:
