@@ -65,7 +65,7 @@ def classify(
     r"""Label cells with a calibrated posterior over the classes of a model.
 
     The log-likelihood of every class is the exact one of the reference plus the dissipation of the model less that of
-    the reference along shared noising trajectories, pooled with a linear classifier where the model has one
+    the reference along shared noising trajectories, pooled with linear classifiers where the model has any
     (``objective="hybrid"``), which leaves log p(x) alone. The posterior is
     :math:`\mathrm{softmax}(T \log p(x \mid c) + \log\pi_c)` with the model's temperature :math:`T`.
 
