@@ -47,6 +47,7 @@ def model_tensors(model: ScoreModel) -> Tensors:
         for prefix, module in parts.items()
         if module is not None
         for name, value in module.state_dict().items()
+        if value.numel()  # a readout without class scores has empty ones
     }
     if isinstance(model.representation, PCAEncoder):
         for name in ("mean", "share", "components", "weights"):
