@@ -242,8 +242,7 @@ class ScoreModel:
         The shift of a cell's covariates is taken out where it is known.
         """
         x = self.representation.transform(adata, layer=layer)
-        z = self.in_engine(self.without_covariates(x, self.covariates_of(adata)))
-        return z[:, : len(self.whitening.center)]
+        return self.whitening(torch.from_numpy(self.without_covariates(x, self.covariates_of(adata))))
 
     def in_engine(self, x: NDArray[np.float64]) -> torch.Tensor:
         """Points of the representation in the engine's whitened space, float32, with class scores behind the features if it has any."""

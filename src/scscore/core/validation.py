@@ -184,9 +184,8 @@ class ValidationRuns:
             name = f"validation {i + 1}"
             watched: dict[str, Any] = {"validation": held_out, "n_steps": n_steps, "n_paths": n_paths}
             model = training.untrained(reference, z)
-            longest = min(
-                (run.result.steps[-1] for run in runs), default=None
-            )  # what only some runs reach is not looked at
+            # what only some runs reach is not looked at
+            longest = min((run.result.steps[-1] for run in runs), default=None)
             result = training.run(name, model, z, fold.y_train, max_steps=longest, **watched)
             of_readout = None
             if with_network_readout:

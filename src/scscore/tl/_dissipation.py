@@ -152,9 +152,7 @@ def dissipation(
     log_prior, torch_device, seed = model.log_prior(prior), usable_device(device), seed_of(rng)
 
     rows = np.sort(positions)
-    cells = adata[rows]
-    x = model.representation.transform(cells, layer=layer)
-    z = model.in_engine(model.without_covariates(x, model.covariates_of(cells))).to(torch_device)
+    ((_, z),) = model.points(adata[rows], layer=layer, batch_size=len(rows), device=torch_device)
     levels = model.diffusion.schedule.levels(n_steps)
     found = _evidence(
         model,
